@@ -22,6 +22,9 @@ var (
 	ErrStale = errors.New("changed meanwhile")
 	// ErrFenced means the worker's lease on its work was lost.
 	ErrFenced = errors.New("lease lost")
+	// ErrInvalid is a request that no state of the store could satisfy: an unknown
+	// sort key, a state changed by other means than Advance.
+	ErrInvalid = errors.New("invalid")
 )
 
 // ExistsError says which object has the value already.
@@ -122,7 +125,10 @@ type Work struct {
 	Aborted  bool // the user asked to abort
 }
 
-// Lease proves to Advance and SaveWork that the caller still holds the work.
+// Lease proves to Advance and SaveWork that the caller still holds the work. It
+// holds until somebody else claims the work or the work is replaced or deleted:
+// a lease past its end that nobody took is still good (a paused conductor or a
+// jump of the clock loses nothing by itself), and Fence decides, never a clock.
 type Lease struct {
 	WorkID, Fence int64
 	Owner         string
@@ -134,14 +140,24 @@ func (w *Work) Lease() *Lease { return &Lease{w.ID, w.Fence, w.Owner} }
 // Transition is what Advance carries out in one transaction: the
 // compare-and-swap on (state, version), every edge of Verbs in order, the
 // changes by Set, one history row, and the work row.
+//
+// What becomes of the node's work: the last edge with Work != "" replaces it.
+// Otherwise, with a Lease, it is parked (Park) or ended; without one (a user's
+// verb) it is kept and made due where the new state still needs it (unhold),
+// and deleted where the new state rests or has failed (abort).
 type Transition struct {
 	Node    string // UUID
 	From    state.State
 	Version int64 // 0 accepts any version as long as the state is From
 	Verbs   []state.Verb
-	// Target overrides the new target provision state (manual clean: manageable).
+	// Target overrides the new target provision state (manual clean:
+	// manageable). By default a node keeps its target between states that have
+	// the same one in the table (clean wait after a manual cleaning), and takes
+	// the table's otherwise: "" when stable.
 	Target *state.State
-	// Set changes other fields on the way. It sees the node before the move and must not touch states.
+	// Set changes other fields on the way. It sees the node before the move and
+	// must not touch states, nor call the store. A user's verb that queues work
+	// clears LastError unless Set changes it.
 	Set func(*Node) error
 	// Payload starts the work that the last edge queues.
 	Payload json.RawMessage
@@ -150,7 +166,7 @@ type Transition struct {
 	// Lease, when given, must still hold; ErrFenced otherwise.
 	Lease *Lease
 	// Park keeps the leased work instead of ending it: run at RunAt, with
-	// Payload, Deadline and Cause, its lease given up.
+	// Payload (nil keeps the stored one), Deadline and Cause, its lease given up.
 	Park     bool
 	Deadline time.Time
 	Cause    string
@@ -184,7 +200,9 @@ type Evidence struct {
 }
 
 // Store is the interface. Every method may return ctx's error; those that name
-// one object return ErrNotFound when it is not there.
+// one object return ErrNotFound when it is not there. Functions passed to a
+// store (Set, mutate, OnChange's) run inside its write path: they must be quick
+// and must not call the store.
 type Store interface {
 	Close() error
 	// Ping says whether the database answers.
@@ -194,10 +212,14 @@ type Store interface {
 	CreateNode(ctx context.Context, n *Node) error
 	// Node finds by UUID or name.
 	Node(ctx context.Context, ident string) (*Node, error)
+	// Nodes lists nodes without Inventory and PluginData, which are large.
 	Nodes(ctx context.Context, f NodeFilter) ([]*Node, error)
 	// UpdateNode reads, mutates and writes in one transaction; version 0 accepts any.
-	// A change of a state field by mutate is refused.
+	// A change of a state field by mutate is refused (ErrInvalid). A mutate that
+	// changes nothing writes nothing.
 	UpdateNode(ctx context.Context, uuid string, version int64, mutate func(*Node) error) (*Node, error)
+	// UpdateLeased is UpdateNode of the node whose work the lease is on, or ErrFenced.
+	UpdateLeased(ctx context.Context, l *Lease, mutate func(*Node) error) (*Node, error)
 	// DeleteNode removes the node with its ports, work, boots, evidence and history.
 	DeleteNode(ctx context.Context, uuid string) error
 
@@ -216,11 +238,17 @@ type Store interface {
 	// NextWork says when the next row is due; zero time when none is.
 	NextWork(ctx context.Context) (time.Time, error)
 	RenewWork(ctx context.Context, l *Lease, lease time.Duration) error
+	// ReleaseWork gives up every lease that owner holds; a conductor calls it once
+	// as it starts, for what it held when it died.
+	ReleaseWork(ctx context.Context, owner string) error
 	// SaveWork stores the payload under the lease, before or after a side effect.
 	SaveWork(ctx context.Context, l *Lease, payload json.RawMessage) error
-	// ParkWork gives the lease up: run again at runAt, or earlier by WakeWork.
+	// ParkWork gives the lease up: run again at runAt (zero is now), or earlier by
+	// WakeWork. A nil payload keeps the stored one.
 	ParkWork(ctx context.Context, l *Lease, payload json.RawMessage, runAt, deadline time.Time, attempt int, cause string) error
-	// WakeWork makes a node's parked work due now. It is not an error when there is none.
+	// WakeWork makes a node's parked work due now. Work that runs meanwhile is due
+	// again as soon as it is parked: a wake-up is never lost. It is not an error
+	// when there is none.
 	WakeWork(ctx context.Context, nodeUUID string) error
 	// WorkOf returns a node's work, or ErrNotFound.
 	WorkOf(ctx context.Context, nodeUUID string) (*Work, error)
@@ -239,6 +267,7 @@ type Store interface {
 	Histories(ctx context.Context, nodeUUID string, limit int) ([]History, error)
 
 	// OnChange registers f, called after each commit of Advance (with the moved
-	// node and the transition) and of ParkWork and WakeWork (node nil). f must not block.
+	// node and the transition) and of ParkWork and WakeWork (node nil), in the
+	// order of the commits and before those methods return. f must not block.
 	OnChange(f func(n *Node, t *Transition))
 }
