@@ -17,7 +17,7 @@ var metal = Flavor{
 		"drivers/net/ethernet/aquantia/",
 		"drivers/net/ethernet/emulex/", // be2net: HPE and IBM blades
 		"drivers/net/ethernet/cisco/",  // enic: UCS
-		"qede", "cxgb4", "sfc", "nfp", "hinic", "amd_xgbe", "ionic", "alx", "atl1c", "sky2", "forcedeth",
+		"qede", "cxgb4", "sfc", "nfp", "hinic", "amd_xgbe", "?ionic", "alx", "atl1c", "sky2", "forcedeth",
 		"vmxnet3",
 		// USB NICs and the host interface of BMCs.
 		"r8152", "ax88179_178a", "cdc_ether", "cdc_ncm", "rndis_host",

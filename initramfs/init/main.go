@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,8 +13,10 @@ import (
 
 	"github.com/u-root/u-root/pkg/cmdline"
 	"golang.org/x/sys/unix"
+	"mvdan.cc/sh/v3/interp"
 
 	"github.com/slipway-metal/slipway/initramfs/init/console"
+	"github.com/slipway-metal/slipway/initramfs/init/shell"
 )
 
 func main() {
@@ -24,6 +27,8 @@ func main() {
 			os.Exit(1)
 		}
 		return
+	case "sh":
+		os.Exit(runShell())
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "init: this program is PID 1 of a ramdisk; it does nothing elsewhere")
@@ -35,6 +40,19 @@ func main() {
 	for {
 		time.Sleep(time.Hour)
 	}
+}
+
+// runShell runs the debug shell and returns its exit status.
+func runShell() int {
+	err := shell.Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if err == nil {
+		return 0
+	}
+	if status, ok := interp.IsExitStatus(err); ok {
+		return int(status)
+	}
+	fmt.Fprintln(os.Stderr, "sh:", err)
+	return 2
 }
 
 // live is the life of PID 1; it returns, or its panic ends it, with the reason why not.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/slipway-metal/slipway/initramfs/init/devices"
 )
 
 // stopping is how long the agent has to end before the machine goes down.
@@ -15,7 +17,8 @@ const stopping = 5 * time.Second
 
 // obey waits for a request to go down and carries it out: by signal, as
 // busybox's and u-root's poweroff and reboot send it (SIGTERM and the kernel's
-// Ctrl-Alt-Del reboot, SIGUSR1 halts, SIGUSR2 powers off). A program that calls
+// Ctrl-Alt-Del reboot, SIGUSR1 halts, SIGUSR2 powers off), or by the power
+// button. A program that calls
 // reboot(2) itself needs nobody's help.
 func (m *machine) obey(ctx context.Context) error {
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF); err != nil { // Ctrl-Alt-Del is to be a SIGINT
@@ -23,6 +26,11 @@ func (m *machine) obey(ctx context.Context) error {
 	}
 	requests := make(chan os.Signal, 4)
 	signal.Notify(requests, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGUSR2)
+	m.guard("power button", func() {
+		if err := devices.PowerButton(func() { requests <- syscall.SIGUSR2 }); err != nil {
+			m.log.Printf("the power button, and a BMC's soft power-off, will not work: %v", err)
+		}
+	})
 	for {
 		select {
 		case <-ctx.Done():
