@@ -5,6 +5,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -76,7 +78,7 @@ func run(ctx context.Context, o options, level *slog.LevelVar, ring *logring.Log
 		}
 	}
 	machine := linux.New(log, conf.BootMAC)
-	limitMemory(log)
+	memory := limitMemory(log)
 	log.Info("agent starts", "conductor", conf.Conductor, "from", conf.Source, "boot_id", machine.BootID())
 
 	state, err := beat.LoadState(o.state)
@@ -98,8 +100,11 @@ func run(ctx context.Context, o options, level *slog.LevelVar, ring *logring.Log
 	b := &beat.Beat{Client: client, State: state, Machine: machine, Log: log, NodeUUID: conf.NodeUUID, InspectURL: conf.InspectURL}
 	b.Init()
 	halts := make(chan host.Action, 1)
+	registry := steps.All(steps.Deps{
+		Log: log, HTTP: imageClient(conf), AllowMD5: state.MD5, SetRoot: state.SetRoot, Root: state.Root, Memory: memory,
+	})
 	set := commands.New(commands.Deps{
-		Host: machine, Registry: steps.Registry{}, AgentLog: ring.Bytes, Emit: ringEvents.Emit,
+		Host: machine, Registry: registry, AgentLog: ring.Bytes, Emit: ringEvents.Emit,
 		Orders: orders.NewBook(state, machine.BootID(), time.Now),
 	})
 	runner := sequence.New(ctx, set, sequence.Hooks{
@@ -181,12 +186,35 @@ func sender(client *beat.Client, state *beat.State) events.Send {
 }
 
 // limitMemory keeps the Go heap to a share of a small machine's RAM: the
-// ramdisk itself and the kernel's buffers live in the rest.
-func limitMemory(log *slog.Logger) {
+// ramdisk itself and the kernel's buffers live in the rest. It returns what an
+// image's decoder may take, bytes: an xz made with -9 wants 64 MiB.
+func limitMemory(log *slog.Logger) int64 {
 	const least, most = 40 << 20, 256 << 20
-	limit := min(max(linux.MemoryTotal()/5, least), most)
+	total := linux.MemoryTotal()
+	limit := min(max(total/5, least), most)
 	debug.SetMemoryLimit(limit)
 	log.Debug("memory limit", "bytes", limit)
+	return min(max(total/3, 48<<20), 512<<20)
+}
+
+// imageClient fetches images and config drives: from the conductor by its own
+// CA, from others by whatever CAs the ramdisk has.
+func imageClient(conf bootconf.Config) *http.Client {
+	if conf.CA == "" && !conf.Insecure {
+		return nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	pool.AppendCertsFromPEM([]byte(conf.CA)) // beat.NewClient has refused a bad one
+	return &http.Client{Transport: &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		DisableCompression:    true,                                                                                        // the digest is of the bytes as stored
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, InsecureSkipVerify: conf.Insecure}, //nolint:gosec // ipa-insecure=1 is the operator's word
+	}}
 }
 
 // console prints progress for who looks at the machine's screen.

@@ -147,6 +147,7 @@ func (b *Beat) adopt(l *agent.Lookup) error {
 			s.LastOrder = 0 // orders are signed with the token: the old ones are worth nothing
 		}
 		s.Node, s.Token, s.Slipway, s.Heartbeat = l.Node.UUID, token, l.Config.Slipway, l.Config.HeartbeatTimeout
+		s.MD5 = l.Config.AgentMD5ChecksumEnable
 	})
 }
 

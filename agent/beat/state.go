@@ -27,7 +27,9 @@ type saved struct {
 	Token     string               `json:"token"`
 	LastOrder int64                `json:"last_order"`
 	Heartbeat int                  `json:"heartbeat_timeout"` // seconds
+	MD5       bool                 `json:"md5,omitempty"`
 	Slipway   *agent.SlipwayConfig `json:"slipway,omitempty"`
+	Root      *agent.DiskIdentity  `json:"root,omitempty"`
 }
 
 // LoadState reads the state of an agent that ran before in this boot; path ""
@@ -76,6 +78,25 @@ func (s *State) get() saved {
 // SetLastOrder implements orders.Keeper.
 func (s *State) SetLastOrder(generation int64) error {
 	return s.change(func(v *saved) { v.LastOrder = generation })
+}
+
+// MD5 says whether the conductor allows MD5 as an image's digest. Ours does not.
+func (s *State) MD5() bool {
+	v := s.get()
+	return v.MD5 && v.Slipway == nil
+}
+
+// SetRoot keeps which disk the image was written to.
+func (s *State) SetRoot(d agent.DiskIdentity) error {
+	return s.change(func(v *saved) { v.Root = &d })
+}
+
+// Root is the disk that the image was written to in this boot; false when none was.
+func (s *State) Root() (agent.DiskIdentity, bool) {
+	if r := s.get().Root; r != nil {
+		return *r, true
+	}
+	return agent.DiskIdentity{}, false
 }
 
 // change writes the file first: what was not kept did not happen.

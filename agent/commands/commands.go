@@ -38,6 +38,7 @@ func New(d Deps) sequence.Set {
 		"deploy":  d.stepCommands(steps.Deploy),
 		"service": d.stepCommands(steps.Service),
 		"standby": d.standby(),
+		"image":   {"install_bootloader": d.installBootloader()},
 		"log":     {"collect_system_logs": d.collectLogs()},
 		"rescue":  {"finalize_rescue": finalizeRescue()},
 		"system":  {"lockdown": halt[none](host.Lockdown)},

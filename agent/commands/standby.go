@@ -20,9 +20,10 @@ func cut(name string) (ext, short string, ok bool) { return strings.Cut(name, ".
 func (d Deps) standby() map[string]sequence.Command {
 	return map[string]sequence.Command{
 		// Every write of ours is flushed by its step; there is nothing left to sync.
-		"sync":      sync(func(context.Context, none) (any, error) { return nil, nil }),
-		"power_off": halt[none](host.PowerOff),
-		"run_image": halt[none](host.Reboot),
+		"sync":          sync(func(context.Context, none) (any, error) { return nil, nil }),
+		"prepare_image": d.prepareImage(),
+		"power_off":     halt[none](host.PowerOff),
+		"run_image":     halt[none](host.Reboot),
 		// IPA gives what prepare_image found; whole-disk images have none (recorded).
 		"get_partition_uuids": sync(func(context.Context, none) (any, error) { return map[string]any{}, nil }),
 	}

@@ -66,8 +66,10 @@ func (l *Log) Enabled(_ context.Context, level slog.Level) bool { return level >
 // Handle implements slog.Handler.
 func (l *Log) Handle(_ context.Context, r slog.Record) error {
 	var b strings.Builder
+	mark := 0
 	if r.Level >= slog.LevelWarn || r.Level < slog.LevelInfo {
 		b.WriteString(strings.ToLower(r.Level.String()) + ": ")
+		mark = b.Len()
 	}
 	b.WriteString(r.Message)
 	for _, a := range l.attrs {
@@ -87,7 +89,7 @@ func (l *Log) Handle(_ context.Context, r slog.Record) error {
 		s.kept = slices.Clone(s.kept[over:])
 	}
 	if s.tap != nil && r.Level >= slog.LevelWarn {
-		s.tap(r.Level, line)
+		s.tap(r.Level, line[mark:])
 	}
 	_, err := fmt.Fprintf(s.console, "slipway-agent: %s\n", line)
 	return err

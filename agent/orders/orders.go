@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ var (
 	ErrReplayed = errors.New("order: already used")
 	ErrNotMine  = errors.New("order: does not name this disk")
 	ErrReadOnly = errors.New("this step may not write to disks")
+	ErrGone     = errors.New("order: its disk is gone")
 )
 
 // Identity is who the agent is for its conductor, now.
@@ -117,19 +119,20 @@ func (g guarded) OpenWrite(ctx context.Context, d agent.Disk) (host.Device, erro
 	return g.Host.OpenWrite(ctx, d)
 }
 
-// Allowed is the subset of disks that a step may write to; steps that treat all
-// disks of the machine use it, so that an order for one disk is not an error
-// about the others.
-func Allowed(h host.Host, disks []agent.Disk) []agent.Disk {
+// Select gives the disks that a step which was given h is to treat: with an
+// order the ordered ones, each of which must be there; without one (ok is then
+// false) all of them.
+func Select(h host.Host, found []agent.Disk) (disks []agent.Disk, ordered bool, err error) {
 	g, ok := h.(guarded)
-	if !ok {
-		return disks
+	if !ok || g.permit.any {
+		return found, false, nil
 	}
-	var out []agent.Disk
-	for _, d := range disks {
-		if g.permit.Allows(d) == nil {
-			out = append(out, d)
+	for _, want := range g.permit.disks {
+		i := slices.IndexFunc(found, func(d agent.Disk) bool { return want.Matches(d.Identity()) })
+		if i < 0 {
+			return nil, true, fmt.Errorf("disk %s: %w: it is ordered and not there; inspect the node again", want, ErrGone)
 		}
+		disks = append(disks, found[i])
 	}
-	return out
+	return disks, true, nil
 }

@@ -88,12 +88,11 @@ type Runner struct {
 
 	mu      sync.Mutex
 	entries []*entry
-	byID    map[string]*entry // by id and by the conductor's own id
+	byID    map[string]*entry
 	wg      sync.WaitGroup
 }
 
 type entry struct {
-	own    string // slipway_command_id
 	result agent.CommandResult
 	done   chan struct{}
 }
@@ -153,7 +152,8 @@ func (r *Runner) find(name string) (Command, string, error) {
 	return cmd, short, nil
 }
 
-// commandID reads the conductor's own id out of any command's parameters.
+// commandID reads the conductor's own id out of any command's parameters; the
+// command's result then has it too. Anything but a UUID is no id.
 func commandID(params json.RawMessage) string {
 	var p struct {
 		ID string `json:"slipway_command_id"`
@@ -161,7 +161,11 @@ func commandID(params json.RawMessage) string {
 	if json.Unmarshal(params, &p) != nil {
 		return "" // Parse will say what is wrong
 	}
-	return p.ID
+	id, err := uuid.Parse(p.ID)
+	if err != nil {
+		return ""
+	}
+	return id.String()
 }
 
 func (r *Runner) known(own string) *entry {
@@ -190,14 +194,13 @@ func (r *Runner) begin(short, own string, whileBusy bool) (e *entry, fresh bool,
 	if r.ctx.Err() != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrBusy, errInterrupted)
 	}
-	e = &entry{own: own, done: make(chan struct{}), result: agent.CommandResult{
-		ID: uuid.NewString(), CommandName: short, CommandStatus: agent.Running,
-	}}
-	r.entries = append(r.entries, e)
-	r.byID[e.result.ID] = e
-	if own != "" {
-		r.byID[own] = e
+	id := own
+	if id == "" {
+		id = uuid.NewString()
 	}
+	e = &entry{done: make(chan struct{}), result: agent.CommandResult{ID: id, CommandName: short, CommandStatus: agent.Running}}
+	r.entries = append(r.entries, e)
+	r.byID[id] = e
 	for i := 0; len(r.entries) > keep && i < len(r.entries); {
 		old := r.entries[i]
 		if old.result.CommandStatus == agent.Running {
@@ -206,7 +209,6 @@ func (r *Runner) begin(short, own string, whileBusy bool) (e *entry, fresh bool,
 		}
 		r.entries = append(r.entries[:i], r.entries[i+1:]...)
 		delete(r.byID, old.result.ID)
-		delete(r.byID, old.own)
 	}
 	return e, true, nil
 }
@@ -288,7 +290,7 @@ func (r *Runner) Get(ctx context.Context, id string, wait bool) (agent.CommandRe
 	r.mu.Lock()
 	e := r.byID[id]
 	r.mu.Unlock()
-	if e == nil || e.result.ID != id {
+	if e == nil {
 		return agent.CommandResult{}, fmt.Errorf("%w: Command Result with id %s not found.", ErrNotFound, id) //nolint:staticcheck // IPA's words
 	}
 	return r.view(ctx, e, wait), nil

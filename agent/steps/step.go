@@ -93,6 +93,12 @@ func (s Step) Bind(args json.RawMessage, node Node) (Run, error) {
 	return run, nil
 }
 
+// Validate says what is wrong with arguments, in the words of their own check.
+func (s Step) Validate(args json.RawMessage) error {
+	_, err := s.bind(args, Node{})
+	return err
+}
+
 // New makes a step of a function and its arguments' type. Arguments that A does
 // not have are refused: a misspelt one must not be taken for its default.
 func New[A any](m Meta, run func(ctx context.Context, h host.Host, a A) (Result, error)) Step {
