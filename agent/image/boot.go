@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/slipway-metal/slipway/agent/image/table"
 )
@@ -75,6 +76,36 @@ func wipeEnds(dev Device) error {
 func flush(dev Device) error {
 	if err := dev.Flush(); err != nil {
 		return diskError(dev, "flush", 0, err)
+	}
+	return nil
+}
+
+// reuse looks for a partition of the image that holds a volume labelled
+// config-2 already; a second one would leave first-boot software guessing.
+func (b *boot) reuse(s *sink, drive []byte) error {
+	if b.drive == nil || !b.added {
+		return nil
+	}
+	const span = 36 << 10 // where ISO 9660 and FAT keep their labels
+	buf := alignedBuffer(span + Alignment)
+	for _, p := range b.table.Partitions {
+		from := p.Start / Alignment * Alignment
+		if p.Number == b.drive.Number || p.Start < table.HeadSize || from+int64(len(buf)) > s.tailOff {
+			continue
+		}
+		if err := readAt(s.dev, buf, from); err != nil {
+			return err
+		}
+		if at := p.Start - from; !strings.EqualFold(volumeLabel(buf[at:at+span]), configDriveName) {
+			continue
+		}
+		if err := driveFits(p, drive); err != nil {
+			return err
+		}
+		b.table.Remove(b.drive.Number)
+		p.Label = configDriveName
+		b.drive, b.added = &p, false
+		return nil
 	}
 	return nil
 }

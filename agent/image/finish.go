@@ -29,6 +29,9 @@ func (a *attempt) finish(head []byte) error {
 		return err
 	}
 	a.p.phase(PhaseBoot)
+	if err := a.boot.reuse(a.sink, a.req.ConfigDrive); err != nil {
+		return err
+	}
 	if a.boot.drive != nil {
 		if err := a.boot.writeDrive(a.sink, a.req.ConfigDrive); err != nil {
 			return err

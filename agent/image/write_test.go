@@ -63,6 +63,13 @@ func readFile(t testing.TB, path string) []byte {
 	return b
 }
 
+func writeFile(t testing.TB, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func sha(b []byte) Digest {
 	s := sha256.Sum256(b)
 	return Digest{"sha256", hex.EncodeToString(s[:])}

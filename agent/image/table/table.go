@@ -8,6 +8,7 @@ package table
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -147,6 +148,17 @@ func (t *Table) Add(name string, size int64) (Partition, error) {
 		return t.addMBR(size)
 	}
 	return Partition{}, fmt.Errorf("add a partition %q: %w", name, ErrNoTable)
+}
+
+// Remove takes a partition out again.
+func (t *Table) Remove(number int) {
+	t.Partitions = slices.DeleteFunc(t.Partitions, func(p Partition) bool { return p.Number == number })
+	switch t.Kind {
+	case GPT:
+		clear(t.entry(number - 1))
+	case MBR:
+		clear(t.mbr[446+16*(number-1) : 446+16*number])
+	}
 }
 
 // gap returns the highest aligned start at which size bytes fit between first
