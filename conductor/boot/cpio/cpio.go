@@ -34,27 +34,32 @@ const Align = 4
 // owned by root, with no times.
 func Archive(files []File) ([]byte, error) {
 	var w writer
-	made := map[string]bool{".": true}
+	const directory, file = 1, 2
+	made := map[string]int{".": directory}
 	for _, f := range files {
 		if f.Name == "" || path.Clean("/"+f.Name) != "/"+f.Name || strings.ContainsRune(f.Name, 0) {
 			return nil, fmt.Errorf("cpio: %q is not a clean relative name", f.Name)
 		}
-		if made[f.Name] {
+		if made[f.Name] != 0 {
 			return nil, fmt.Errorf("cpio: %s is there twice", f.Name)
 		}
 		if int64(len(f.Data)) > 1<<30 {
 			return nil, fmt.Errorf("cpio: %s has %d bytes: more than a boot payload may have", f.Name, len(f.Data))
 		}
 		var parents []string
-		for d := path.Dir(f.Name); !made[d]; d = path.Dir(d) {
+		d := path.Dir(f.Name)
+		for ; made[d] == 0; d = path.Dir(d) {
 			parents = append(parents, d)
-			made[d] = true
+			made[d] = directory
+		}
+		if made[d] == file {
+			return nil, fmt.Errorf("cpio: %s lies below %s, which is a file", f.Name, d)
 		}
 		for i := len(parents) - 1; i >= 0; i-- {
 			w.entry(parents[i], 0o040755, 2, nil)
 		}
 		w.entry(f.Name, 0o100000|f.Mode&0o7777, 1, f.Data)
-		made[f.Name] = true
+		made[f.Name] = file
 	}
 	w.entry("TRAILER!!!", 0, 1, nil)
 	w.pad(Block)
