@@ -79,6 +79,9 @@ type Config struct {
 	BIOSVersion         string
 	BootMode            string // "UEFI" (the default) or "Legacy"
 	CPUs, MemoryMiB     int
+	// BootTargets are the boot sources that the machine can take; nil is all that
+	// this package names (UefiHttp with UEFI only).
+	BootTargets []Device
 	// OtherSystems are ids of further members of /redfish/v1/Systems, to see
 	// that a client finds its own. They answer 404.
 	OtherSystems []string

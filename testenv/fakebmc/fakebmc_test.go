@@ -2,6 +2,10 @@ package fakebmc_test
 
 import (
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stmcginnis/gofish"
@@ -82,5 +86,26 @@ func TestGofishWalksTheTree(t *testing.T) {
 				t.Fatalf("after logout: %+v", s)
 			}
 		})
+	}
+}
+
+// sushy is the client library of Ironic's redfish driver. SLIPWAY_SUSHY names a
+// sushy-emulator; the Python beside it has the client too when pip installed both.
+func TestSushyDrivesIt(t *testing.T) {
+	emulator := os.Getenv("SLIPWAY_SUSHY")
+	if emulator == "" {
+		t.Skip("SLIPWAY_SUSHY does not name a sushy-emulator")
+	}
+	python := filepath.Join(filepath.Dir(emulator), "python")
+	if out, err := exec.CommandContext(t.Context(), python, "-c", "import sushy").CombinedOutput(); err != nil {
+		t.Skipf("no sushy beside the emulator: %s", out)
+	}
+	b, _, url := serve(t, config)
+	out, err := exec.CommandContext(t.Context(), python, "testdata/client.py", url, "admin", "hunter2").CombinedOutput()
+	if err != nil || !strings.HasSuffix(string(out), "OK\n") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if s := b.Stats(); s.Sessions != 0 || s.FailedLogins != 0 {
+		t.Errorf("after it: %+v", s)
 	}
 }

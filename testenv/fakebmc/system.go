@@ -13,8 +13,11 @@ import (
 var resetTypes = []string{"On", "ForceOn", "ForceOff", "GracefulShutdown", "GracefulRestart", "ForceRestart", "PowerCycle", "PushPowerButton"}
 
 func (b *BMC) bootTargets(f Faults) []Device {
-	if f.BootTargets != nil {
+	switch {
+	case f.BootTargets != nil:
 		return f.BootTargets
+	case b.cfg.BootTargets != nil:
+		return b.cfg.BootTargets
 	}
 	t := []Device{None, PXE, Disk, CD, BIOSSetup}
 	if b.cfg.BootMode == "UEFI" {
