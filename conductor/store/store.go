@@ -122,7 +122,6 @@ type Work struct {
 	Owner    string          // conductor that holds the lease
 	LeaseEnd time.Time
 	Created  time.Time
-	Aborted  bool // the user asked to abort
 }
 
 // Lease proves to Advance and SaveWork that the caller still holds the work. It

@@ -13,7 +13,9 @@ import (
 
 // Handler carries one kind of work on from where its payload says it is. It is
 // called again after every wake-up, retry, deadline and restart, so each side
-// effect is recorded with Job.Save before it is made and recognised after.
+// effect is recorded with Job.Save before it is made and recognised after. Its
+// ctx ends when the work is not its any more (aborted, replaced, taken by another
+// conductor) and when the conductor stops; what it returns then does no harm.
 type Handler func(ctx context.Context, j *Job) Result
 
 // Job is what a handler sees of its work.
@@ -23,8 +25,6 @@ type Job struct {
 	Attempt int
 	// Overdue is true when the deadline of the last Wait has passed.
 	Overdue bool
-	// Aborted is true when the user asked to abort.
-	Aborted bool
 	// Save stores v as the payload now, under the lease.
 	Save func(ctx context.Context, v any) error
 	// Update changes the node's other fields now, under the lease; Node is refreshed.
@@ -43,7 +43,10 @@ type Done struct {
 }
 
 // Wait rests until a heartbeat or other wake-up, or until Until, the deadline of
-// what is waited for. Payload is stored with it when not nil.
+// what is waited for; the handler is then run with Overdue, and another Wait
+// that is over already is a failure. A zero Until keeps the deadline of the Wait
+// before, or else is DefaultWait from now: nothing waits for ever. Payload is
+// stored with it when not nil.
 type Wait struct {
 	Until   time.Time
 	For     string // what is waited for, for people: "the agent's first call"
@@ -52,7 +55,8 @@ type Wait struct {
 	Poll time.Duration
 }
 
-// Retry runs the handler again After some time; Cause is shown meanwhile.
+// Retry runs the handler again After some time (zero: a second, doubled by each
+// attempt up to a minute); Cause is shown meanwhile. A deadline stays.
 type Retry struct {
 	After   time.Duration
 	Cause   error
