@@ -46,6 +46,7 @@ type cli struct {
 	SSH     sshCmd     `cmd:"" name:"ssh" help:"Log in to the system on a machine."`
 	Power   powerCmd   `cmd:"" help:"Switch a machine, past its BMC."`
 	Exec    execCmd    `cmd:"" help:"Run a command inside the lab's network." passthrough:""`
+	Image   imageCmd   `cmd:"" help:"Build the OS images that labs deploy."`
 }
 
 // app is what every command gets.

@@ -1,0 +1,27 @@
+# Makes the packages' tree as a tar file: tree.sh SUITE PACKAGES MODE OUT.
+#
+# Documentation and translations are left out, and those of the kernel's
+# modules that no virtual machine has hardware for: what is not in the image
+# need not be written to a disk at each deploy.
+set -eu
+suite=$1 packages=$2 mode=$3 out=$4
+set --
+for path in usr/share/doc usr/share/man usr/share/info usr/share/locale usr/share/i18n; do
+	set -- "$@" --dpkgopt="path-exclude=/$path/*"
+done
+set -- "$@" --dpkgopt='path-include=/usr/share/doc/*/copyright'
+for part in sound net/wireless net/mac80211 net/bluetooth net/can net/nfc \
+	fs/ceph fs/gfs2 fs/jfs fs/nfs fs/nfsd fs/ocfs2 fs/orangefs fs/reiserfs fs/smb fs/ubifs \
+	drivers/comedi drivers/gpu drivers/hid drivers/hwmon drivers/iio drivers/infiniband drivers/input \
+	drivers/isdn drivers/bluetooth drivers/media drivers/mfd drivers/mtd drivers/net/can \
+	drivers/net/ethernet drivers/net/usb drivers/net/wireless drivers/nfc drivers/platform \
+	drivers/staging drivers/usb drivers/video drivers/w1 drivers/xen; do
+	set -- "$@" --dpkgopt="path-exclude=/lib/modules/*/kernel/$part/*"
+done
+set -- "$@" --dpkgopt='path-include=/lib/modules/*/kernel/drivers/net/ethernet/intel/*'
+exec mmdebstrap --mode="$mode" --variant=minbase --format=tar --include="$packages" "$@" \
+	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"' \
+	--essential-hook='printf "MODULES=list\nCOMPRESS=zstd\nRESUME=none\n" > "$1/etc/initramfs-tools/conf.d/slipway"' \
+	--essential-hook='printf "%s\n" virtio_pci virtio_blk virtio_scsi nvme ahci sd_mod ext4 > "$1/usr/share/initramfs-tools/modules.d/slipway"' \
+	--customize-hook='chroot "$1" useradd --create-home --shell /bin/bash debian' \
+	"$suite" "$out"
