@@ -16,13 +16,13 @@ import (
 func dnsmasq(t *testing.T, lan *netlink.Bridge) {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "log")
-	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--bind-interfaces", "--interface=old",
-		"--user=root", "--group=root", "--log-facility="+log, "--pid-file="+log+".pid", "--dhcp-leasefile="+log+".leases",
+	cmd := exec.Command("dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--bind-interfaces", "--interface=old",
+		"--log-facility="+log, "--pid-file="+log+".pid", "--dhcp-leasefile="+log+".leases",
 		"--dhcp-range=10.77.0.150,10.77.0.160,1h", "--dhcp-authoritative", "--log-dhcp")
 	var err error
 	station(t, lan, "old", func() {
 		up(t, "lo", "")
-		up(t, "old", "10.77.0.2/24")
+		plugIn(t, "old", "10.77.0.2/24")
 		err = cmd.Start()
 	})
 	if err != nil {

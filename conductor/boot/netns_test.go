@@ -94,6 +94,27 @@ func lan(t *testing.T) *netlink.Bridge {
 	return bridge
 }
 
+// plugIn brings a station's NIC up, from within the station, and waits until the
+// lan's end forwards, which the kernel puts off for up to a second.
+func plugIn(t *testing.T, name, cidr string) {
+	t.Helper()
+	up(t, name, cidr)
+	forwards := make(chan bool)
+	go func() { // in the lan's namespace: this is no locked thread
+		for range 500 {
+			if l, err := netlink.LinkByName(name + "-lan"); err == nil && l.Attrs().OperState == netlink.OperUp {
+				forwards <- true
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		forwards <- false
+	}()
+	if !<-forwards {
+		t.Fatalf("the lan's end of %s does not come up", name)
+	}
+}
+
 // station runs f in a namespace of its own that has a NIC called name on the lan.
 func station(t *testing.T, lan *netlink.Bridge, name string, f func()) {
 	t.Helper()

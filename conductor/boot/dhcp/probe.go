@@ -32,16 +32,16 @@ func refuseSecond(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("DHCP: look for another server on %s: %w", cfg.Interface, err)
 	}
 	if other.IsValid() {
-		return fmt.Errorf("DHCP: refusing to start on %s: %w: %s offered an address; stop it, or run Slipway's DHCP as proxy beside it", cfg.Interface, ErrSecondServer, other)
+		return fmt.Errorf("DHCP: refusing to start on %s: %w: %s answers; stop it, or run Slipway's DHCP as proxy beside it", cfg.Interface, ErrSecondServer, other)
 	}
 	return nil
 }
 
 // FindServer returns the address of the first authoritative DHCP server that
-// answers on the interface within wait; invalid when none does. It asks in two
-// ways: a DISCOVER every second, and an INFORM for self (valid when the host has
-// an address there), which servers answer without looking for a free address.
-// Nothing is leased.
+// answers on the interface within wait; invalid when none does. Every second it
+// asks in two ways: by an INFORM for self (when the host has an address there),
+// which servers answer at once, and by a DISCOVER, for which they look for a free
+// address first. Nothing is leased.
 func FindServer(ctx context.Context, device string, self netip.Addr, wait time.Duration) (netip.Addr, error) {
 	ifc, err := net.InterfaceByName(device)
 	if err != nil {
@@ -57,11 +57,7 @@ func FindServer(ctx context.Context, device string, self netip.Addr, wait time.D
 	defer func() { _ = conn.Close() }()
 	asked := map[dhcpv4.TransactionID]bool{}
 	ask := func() error {
-		discover, err := dhcpv4.NewDiscovery(ifc.HardwareAddr, dhcpv4.WithBroadcast(true))
-		if err != nil {
-			return err
-		}
-		packets := []*dhcpv4.DHCPv4{discover}
+		var packets []*dhcpv4.DHCPv4
 		if self.IsValid() {
 			inform, err := dhcpv4.NewInform(ifc.HardwareAddr, self.AsSlice())
 			if err != nil {
@@ -69,6 +65,11 @@ func FindServer(ctx context.Context, device string, self netip.Addr, wait time.D
 			}
 			packets = append(packets, inform)
 		}
+		discover, err := dhcpv4.NewDiscovery(ifc.HardwareAddr, dhcpv4.WithBroadcast(true))
+		if err != nil {
+			return err
+		}
+		packets = append(packets, discover)
 		for _, p := range packets {
 			asked[p.TransactionID] = true
 			if _, err := conn.WriteTo(p.ToBytes(), &net.UDPAddr{IP: net.IPv4bcast, Port: serverPort}); err != nil {
