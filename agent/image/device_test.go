@@ -22,8 +22,8 @@ type fileDevice struct {
 
 	mu        sync.Mutex
 	failWrite int64 // writes that cover this byte fail; -1 none
-	failRead  int64
-	flipRead  int64 // reads of this byte give another value
+	failRead  int64 // reads that cover this byte fail; -2 all
+	flipRead  int64 // reads of this byte give another value; -2 the first byte of all
 	unflushed int
 	writes    int
 	onWrite   func(off int64) error
@@ -34,7 +34,20 @@ var errEIO = errors.New("input/output error")
 // newDevice makes a disk full of old data, so that what is not written shows.
 func newDevice(t testing.TB, size int64) *fileDevice {
 	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	d := openDevice(t, filepath.Join(t.TempDir(), "disk"), size)
+	old := bytes.Repeat([]byte("OLD DATA"), 128<<10)
+	for off := int64(0); off < size; off += int64(len(old)) {
+		if _, err := d.f.WriteAt(old[:min(int64(len(old)), size-off)], off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// openDevice makes an empty disk.
+func openDevice(t testing.TB, path string, size int64) *fileDevice {
+	t.Helper()
+	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,14 +55,7 @@ func newDevice(t testing.TB, size int64) *fileDevice {
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
-	d := &fileDevice{t: t, f: f, size: size, sector: 512, failWrite: -1, failRead: -1, flipRead: -1}
-	old := bytes.Repeat([]byte("OLD DATA"), 128<<10)
-	for off := int64(0); off < size; off += int64(len(old)) {
-		if _, err := f.WriteAt(old[:min(int64(len(old)), size-off)], off); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return d
+	return &fileDevice{t: t, f: f, size: size, sector: 512, failWrite: -1, failRead: -1, flipRead: -1}
 }
 
 func (d *fileDevice) Size() int64     { return d.size }
@@ -78,10 +84,13 @@ func (d *fileDevice) ReadAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()
 	failed, flip := d.failRead, d.flipRead
 	d.mu.Unlock()
-	if failed >= off && failed < off+int64(len(p)) {
+	if failed == -2 || failed >= off && failed < off+int64(len(p)) {
 		return 0, errEIO
 	}
 	n, err := d.f.ReadAt(p, off)
+	if flip == -2 {
+		flip = off
+	}
 	if flip >= off && flip < off+int64(len(p)) {
 		p[flip-off] ^= 1
 	}

@@ -11,8 +11,12 @@ import (
 )
 
 // sampleCount is how many written pieces, and as many zeroed ones, are read
-// back and compared.
-const sampleCount = 64
+// back and compared, sampleSize bytes of each. Larger pieces would cost more
+// hashing while the image is written than they tell.
+const (
+	sampleCount = 64
+	sampleSize  = 64 << 10
+)
 
 // sample is one piece that was written: its digest, or zeros.
 type sample struct {
@@ -55,9 +59,12 @@ func (s *samples) data(off int64, p []byte) {
 	if i < 0 {
 		return
 	}
-	sum := sha256.Sum256(p)
 	s.mu.Lock()
-	s.kept[0][i] = sample{off: off, n: len(p), sum: sum}
+	at, n := s.within(int64(len(p)))
+	s.mu.Unlock()
+	sum := sha256.Sum256(p[at : at+int64(n)])
+	s.mu.Lock()
+	s.kept[0][i] = sample{off: off + at, n: n, sum: sum}
 	s.mu.Unlock()
 }
 
@@ -68,18 +75,23 @@ func (s *samples) zero(off, n int64) {
 	if i < 0 {
 		return
 	}
-	pos := off
-	if n > chunkSize {
-		pos += s.rand.Int64N((n-chunkSize)/Alignment+1) * Alignment
+	at, k := s.within(n)
+	s.kept[1][i] = sample{off: off + at, n: k, zero: true}
+}
+
+// within chooses an aligned part of a piece of n bytes; mu is held.
+func (s *samples) within(n int64) (at int64, k int) {
+	if n <= sampleSize {
+		return 0, int(n)
 	}
-	s.kept[1][i] = sample{off: pos, n: int(min(n, chunkSize)), zero: true}
+	return s.rand.Int64N((n-sampleSize)/Alignment+1) * Alignment, sampleSize
 }
 
 // verify reads the samples back; it returns how many were compared.
 func (s *samples) verify(dev Device, each func() error) (int, error) {
 	all := slices.Concat(s.kept[0], s.kept[1])
 	slices.SortFunc(all, func(a, b sample) int { return int(min(max(a.off-b.off, -1), 1)) })
-	buf := alignedBuffer(chunkSize)
+	buf := alignedBuffer(sampleSize)
 	for i, x := range all {
 		if err := each(); err != nil {
 			return i, err

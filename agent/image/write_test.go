@@ -78,8 +78,9 @@ func sha(b []byte) Digest {
 // serve is a correct server: ranges, ETag, Last-Modified.
 func serve(t testing.TB, body []byte) string {
 	t.Helper()
+	etag := `"` + sha(body).Hex + `"`
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("ETag", `"`+sha(body).Hex+`"`)
+		w.Header().Set("ETag", etag)
 		http.ServeContent(w, r, "", time.Unix(1e9, 0), bytes.NewReader(body))
 	}))
 	t.Cleanup(s.Close)

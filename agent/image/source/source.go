@@ -40,7 +40,7 @@ const progress = 64 << 10
 
 func (o Options) withDefaults() Options {
 	if o.Client == nil {
-		o.Client = &http.Client{Transport: defaultTransport()}
+		o.Client = defaultClient
 	}
 	def(&o.Stall, 30*time.Second)
 	def(&o.Attempts, 8)
@@ -59,12 +59,13 @@ func def[T comparable](v *T, d T) {
 	}
 }
 
-func defaultTransport() *http.Transport {
+// defaultClient is shared, so that connections are kept between requests.
+var defaultClient = func() *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ReadBufferSize = 64 << 10
 	t.DisableCompression = true
-	return t
-}
+	return &http.Client{Transport: t}
+}()
 
 // Object is one URL's content as the first response described it.
 type Object struct {
@@ -95,7 +96,7 @@ func Open(ctx context.Context, rawURL string, opts Options) (*Object, error) {
 		return nil, o.fail(0, fmt.Errorf("scheme %q is not allowed: serve the image over http or https", u.Scheme), true, 0)
 	}
 	o.resolved = u
-	err = o.retry(0, func() error {
+	err = o.retry(0, 0, func() error {
 		c, err := o.dial(0, -1)
 		if err != nil {
 			return err
@@ -241,7 +242,7 @@ func (s *stream) lost(cause error) {
 
 func (s *stream) reconnect() {
 	resumed := s.off > 0 && !s.part || s.failures > 0
-	s.err = s.o.retry(s.failures, func() error {
+	s.err = s.o.retry(s.failures, s.off, func() error {
 		end := int64(-1)
 		if s.part {
 			end = s.end
@@ -272,7 +273,7 @@ func (s *stream) Close() error {
 }
 
 // retry runs f until it succeeds, fails for good, or failed too often.
-func (o *Object) retry(failures int, f func() error) error {
+func (o *Object) retry(failures int, off int64, f func() error) error {
 	for {
 		err := f()
 		if err == nil {
@@ -281,11 +282,11 @@ func (o *Object) retry(failures int, f func() error) error {
 		failures++
 		err = o.cause(err)
 		if permanent(err) || failures >= o.opts.Attempts || o.ctx.Err() != nil {
-			return o.fail(failures, err, permanent(err), 0)
+			return o.fail(failures, err, permanent(err), off)
 		}
 		o.opts.Log.Warn("image source: request failed, trying again", "url", o.String(), "attempt", failures, "error", err)
 		if err := o.pause(failures, err); err != nil {
-			return o.fail(failures, err, false, 0)
+			return o.fail(failures, err, false, off)
 		}
 	}
 }
