@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,31 +157,45 @@ func sleep(d time.Duration) {
 	synctest.Wait()
 }
 
-// script is a handler that returns results in turn and keeps the jobs it saw.
+// script is a handler that returns results in turn, the last one again and
+// again, and keeps the jobs it saw and when.
 type script struct {
 	mu      sync.Mutex
-	results []work.Result
+	results []func() work.Result
 	jobs    []work.Job
 	at      []time.Time
+}
+
+// inTurn is a script of results that do not depend on the time.
+func inTurn(results ...work.Result) *script {
+	s := &script{}
+	for _, r := range results {
+		s.results = append(s.results, func() work.Result { return r })
+	}
+	return s
 }
 
 func (s *script) handle(_ context.Context, j *work.Job) work.Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.jobs, s.at = append(s.jobs, *j), append(s.at, time.Now())
-	r := s.results[min(len(s.jobs), len(s.results))-1]
-	return r
+	return s.results[min(len(s.jobs), len(s.results))-1]()
 }
 
-func (s *script) runs() int {
+// seen are the jobs so far, and how long after the first each came.
+func (s *script) seen() ([]work.Job, []time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.jobs)
+	var after []time.Duration
+	for _, at := range s.at {
+		after = append(after, at.Sub(s.at[0]))
+	}
+	return slices.Clone(s.jobs), after
 }
 
 func TestDoneEndsTheWorkByTheDoneVerb(t *testing.T) {
 	set := func(n *store.Node) error { n.PowerState = "power off"; return nil }
-	s := &script{results: []work.Result{work.Done{Set: set}}}
+	s := inTurn(work.Done{Set: set})
 	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Manageable, state.VerbInspect)
 		b.in(id, state.Manageable)
@@ -194,7 +210,7 @@ func TestDoneEndsTheWorkByTheDoneVerb(t *testing.T) {
 }
 
 func TestDoneByAnotherVerbStartsTheFollowingWorkWithItsTarget(t *testing.T) {
-	s := &script{results: []work.Result{work.Done{Verb: "clean", Target: "manageable"}, work.Done{Verb: "manage"}}}
+	s := inTurn(work.Done{Verb: "clean", Target: "manageable"}, work.Done{Verb: "manage"})
 	inBubble(t, s.handle, func(b *bench) {
 		var target state.State
 		b.OnChange(func(n *store.Node, _ *store.Transition) {
@@ -213,19 +229,14 @@ func TestDoneByAnotherVerbStartsTheFollowingWorkWithItsTarget(t *testing.T) {
 
 func TestWaitingMovesOnceAndStaysWithoutFlapping(t *testing.T) {
 	type payload struct{ Step int }
-	far := func() time.Time { return time.Now().Add(time.Hour) }
-	var s script
-	h := func(ctx context.Context, j *work.Job) work.Result {
-		if s.results == nil {
-			s.results = []work.Result{
-				work.Wait{Until: far(), For: "the first call", Payload: payload{1}},
-				work.Wait{Until: far(), For: "the step"},
-				work.Done{},
-			}
-		}
-		return s.handle(ctx, j)
-	}
-	inBubble(t, h, func(b *bench) {
+	s := &script{results: []func() work.Result{
+		func() work.Result {
+			return work.Wait{Until: time.Now().Add(time.Hour), For: "the first call", Payload: payload{1}}
+		},
+		func() work.Result { return work.Wait{Until: time.Now().Add(time.Hour), For: "the step"} },
+		func() work.Result { return work.Done{} },
+	}}
+	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Available, state.VerbDeploy)
 		b.in(id, state.WaitCallback)
 		if got := b.node(id).Reservation; got != "" {
@@ -237,17 +248,18 @@ func TestWaitingMovesOnceAndStaysWithoutFlapping(t *testing.T) {
 		b.wake(id)
 		b.in(id, state.Active)
 		b.moved("available>deploying", "deploying>wait call-back", "wait call-back>active")
-		if got := string(s.jobs[2].Payload); got != `{"Step":1}` {
+		jobs, _ := s.seen()
+		if got := string(jobs[2].Payload); got != `{"Step":1}` {
 			b.Errorf("the payload became %s", got)
 		}
-		if s.jobs[1].Overdue {
+		if jobs[1].Overdue {
 			b.Error("overdue before the deadline")
 		}
 	})
 }
 
 func TestAStateWithoutAWaitingTwinWaitsWhereItIs(t *testing.T) {
-	s := &script{results: []work.Result{work.Wait{For: "power"}, work.Done{}}}
+	s := inTurn(work.Wait{For: "power"}, work.Done{})
 	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Enroll, state.VerbManage)
 		b.in(id, state.Verifying)
@@ -257,23 +269,19 @@ func TestAStateWithoutAWaitingTwinWaitsWhereItIs(t *testing.T) {
 }
 
 func TestPollRunsAgainAndKeepsTheDeadline(t *testing.T) {
-	var s script
-	inBubble(t, func(ctx context.Context, j *work.Job) work.Result {
-		if s.results == nil {
-			s.results = []work.Result{
-				work.Wait{Until: time.Now().Add(25 * time.Second), Poll: 10 * time.Second, For: "power off"},
-				work.Wait{Poll: 10 * time.Second, For: "power off"},
-			}
-		}
-		return s.handle(ctx, j)
-	}, func(b *bench) {
+	s := &script{results: []func() work.Result{
+		func() work.Result {
+			return work.Wait{Until: time.Now().Add(25 * time.Second), Poll: 10 * time.Second, For: "power off"}
+		},
+		func() work.Result { return work.Wait{Poll: 10 * time.Second, For: "power off"} },
+	}}
+	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Available, state.VerbDeploy)
-		start := s.at[0]
 		sleep(time.Minute)
-		var at []time.Duration
+		jobs, at := s.seen()
 		var overdue []bool
-		for i := range s.jobs {
-			at, overdue = append(at, s.at[i].Sub(start)), append(overdue, s.jobs[i].Overdue)
+		for _, j := range jobs {
+			overdue = append(overdue, j.Overdue)
 		}
 		if d := cmp.Diff([]time.Duration{0, 10 * time.Second, 20 * time.Second, 25 * time.Second}, at); d != "" {
 			b.Errorf("ran at (-want +got):\n%s", d)
@@ -290,22 +298,19 @@ func TestPollRunsAgainAndKeepsTheDeadline(t *testing.T) {
 }
 
 func TestAnOverdueHandlerMayGoOnWaitingUntilANewDeadline(t *testing.T) {
-	var s script
-	inBubble(t, func(ctx context.Context, j *work.Job) work.Result {
-		s.results = []work.Result{work.Wait{Until: time.Now().Add(time.Minute), For: "x"}}
-		return s.handle(ctx, j)
-	}, func(b *bench) {
+	s := &script{results: []func() work.Result{func() work.Result { return work.Wait{Until: time.Now().Add(time.Minute), For: "x"} }}}
+	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Available, state.VerbDeploy)
 		sleep(150 * time.Second)
 		b.in(id, state.WaitCallback)
-		if s.runs() != 3 || !s.jobs[2].Overdue {
-			b.Errorf("%d runs", s.runs())
+		if jobs, _ := s.seen(); len(jobs) != 3 || !jobs[2].Overdue {
+			b.Errorf("ran %d times", len(jobs))
 		}
 	})
 }
 
 func TestAWaitWithoutDeadlineEndsAllTheSame(t *testing.T) {
-	s := &script{results: []work.Result{work.Wait{For: "nothing in particular"}}}
+	s := inTurn(work.Wait{For: "nothing in particular"})
 	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Available, state.VerbDeploy)
 		sleep(work.DefaultWait + time.Second)
@@ -315,9 +320,7 @@ func TestAWaitWithoutDeadlineEndsAllTheSame(t *testing.T) {
 
 func TestRetryCountsAttemptsAndBacksOff(t *testing.T) {
 	boom := errors.New("BMC busy")
-	s := &script{results: []work.Result{
-		work.Retry{Cause: boom}, work.Retry{Cause: boom}, work.Retry{Cause: boom, After: 10 * time.Second, Payload: 7}, work.Wait{For: "x"}, work.Done{},
-	}}
+	s := inTurn(work.Retry{Cause: boom}, work.Retry{Cause: boom}, work.Retry{Cause: boom, After: 10 * time.Second, Payload: 7}, work.Wait{For: "x"}, work.Done{})
 	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Available, state.VerbDeploy)
 		w, err := b.WorkOf(b.Context(), id)
@@ -330,8 +333,9 @@ func TestRetryCountsAttemptsAndBacksOff(t *testing.T) {
 		b.wake(id)
 		b.in(id, state.Active)
 		var got []string
-		for i, j := range s.jobs {
-			got = append(got, fmt.Sprint(j.Attempt, " ", s.at[i].Sub(s.at[0]), " ", string(j.Payload)))
+		jobs, at := s.seen()
+		for i, j := range jobs {
+			got = append(got, fmt.Sprint(j.Attempt, " ", at[i], " ", string(j.Payload)))
 		}
 		if d := cmp.Diff([]string{"0 0s ", "1 1s ", "2 3s ", "3 13s 7", "0 1m0s 7"}, got); d != "" {
 			b.Errorf("attempt, time, payload (-want +got):\n%s", d)
@@ -341,7 +345,7 @@ func TestRetryCountsAttemptsAndBacksOff(t *testing.T) {
 
 func TestFailNamesCauseAndNextStep(t *testing.T) {
 	set := func(n *store.Node) error { n.DriverInternalInfo["agent_url"] = nil; return nil }
-	s := &script{results: []work.Result{work.Fail{Cause: errors.New("disk wwn-1: no space."), Next: "Give it another disk.", Set: set}}}
+	s := inTurn(work.Fail{Cause: errors.New("disk wwn-1: no space."), Next: "Give it another disk.", Set: set})
 	inBubble(t, s.handle, func(b *bench) {
 		id := b.begin(state.Available, state.VerbDeploy)
 		b.in(id, state.DeployFailed)
@@ -367,7 +371,7 @@ func TestWhatCanNotBeAppliedFailsTheWorkAndSaysWhy(t *testing.T) {
 		"no result":                           nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &script{results: []work.Result{r}}
+			s := inTurn(r)
 			inBubble(t, s.handle, func(b *bench) {
 				id := b.begin(state.Available, state.VerbDeploy)
 				b.in(id, state.DeployFailed)
@@ -430,9 +434,9 @@ func cancelled(cause *error) work.Handler {
 
 func TestAnAbortCancelsTheHandlerAtOnceAndItsResultIsDroppedQuietly(t *testing.T) {
 	var cause error
-	runs := 0
+	var runs atomic.Int32
 	inBubble(t, func(ctx context.Context, j *work.Job) work.Result {
-		if runs++; runs == 1 {
+		if runs.Add(1) == 1 {
 			return work.Wait{For: "the first call"}
 		}
 		return cancelled(&cause)(ctx, j)
@@ -493,7 +497,7 @@ func TestAStoppedConductorGivesInterruptedWorkBackAndTheNextTakesItUp(t *testing
 }
 
 func TestAConductorThatDiedTakesItsWorkUpAtOnce(t *testing.T) {
-	s := &script{results: []work.Result{work.Done{}}}
+	s := inTurn(work.Done{})
 	inBubble(t, s.handle, func(b *bench) {
 		b.quit()
 		id := b.begin(state.Available, state.VerbDeploy)
@@ -509,7 +513,7 @@ func TestAConductorThatDiedTakesItsWorkUpAtOnce(t *testing.T) {
 }
 
 func TestWorkOfADeadConductorIsTakenWhenItsLeaseEnds(t *testing.T) {
-	s := &script{results: []work.Result{work.Done{}}}
+	s := inTurn(work.Done{})
 	inBubble(t, s.handle, func(b *bench) {
 		b.quit()
 		id := b.begin(state.Available, state.VerbDeploy)
@@ -524,11 +528,11 @@ func TestWorkOfADeadConductorIsTakenWhenItsLeaseEnds(t *testing.T) {
 }
 
 func TestAHeartbeatDuringARunIsNotLost(t *testing.T) {
-	runs := 0
+	var runs atomic.Int32
 	inBubble(t, func(context.Context, *work.Job) work.Result {
-		runs++
+		first := runs.Add(1) == 1
 		time.Sleep(10 * time.Second)
-		if runs == 1 {
+		if first {
 			return work.Wait{For: "the agent"}
 		}
 		return work.Done{}
@@ -578,16 +582,16 @@ func TestWorkersBoundWhatRunsAtOnceAndWaitingTakesNone(t *testing.T) {
 }
 
 func TestAnIdleEngineDoesNothing(t *testing.T) {
-	s := &script{results: []work.Result{work.Done{}}}
+	s := inTurn(work.Done{})
 	inBubble(t, s.handle, func(b *bench) {
 		counting := &counter{Store: b.Store}
 		b.quit()
 		b.Store = counting
 		b.start("c1", s.handle)
-		before := counting.claims
+		before := counting.claims.Load()
 		sleep(24 * time.Hour)
-		if counting.claims != before {
-			b.Errorf("%d claims in an idle day", counting.claims-before)
+		if after := counting.claims.Load(); after != before {
+			b.Errorf("%d claims in an idle day", after-before)
 		}
 	})
 }
@@ -595,11 +599,11 @@ func TestAnIdleEngineDoesNothing(t *testing.T) {
 // counter counts claims.
 type counter struct {
 	store.Store
-	claims int
+	claims atomic.Int32
 }
 
 func (c *counter) ClaimWork(ctx context.Context, owner string, lease time.Duration) (*store.Work, error) {
-	c.claims++
+	c.claims.Add(1)
 	return c.Store.ClaimWork(ctx, owner, lease)
 }
 

@@ -14,6 +14,7 @@ const (
 	KindProgress = "progress" // Data is Progress
 	KindStep     = "step"     // Data is Step
 	KindLog      = "log"      // Data is Log
+	KindGap      = "gap"      // Data is Gap; made by the hub for one listener
 )
 
 // Event is one line of a node's stream. ID grows within one conductor and is
@@ -93,4 +94,12 @@ type Log struct {
 	Level   string `json:"level"`
 	Source  string `json:"source"` // agent, kernel
 	Message string `json:"message"`
+}
+
+// Gap stands where a listener was too slow, or resumed too late, for events that
+// are not kept any more.
+type Gap struct {
+	// Lost counts the events of all nodes in the gap; 0 is unknown (the
+	// conductor was started again meanwhile).
+	Lost int64 `json:"lost"`
 }
