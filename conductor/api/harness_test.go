@@ -149,6 +149,13 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 	return r
 }
 
+// in is r for another test, such as one input of a fuzz target.
+func (r *rig) in(tb testing.TB) *rig {
+	c := *r
+	c.tb = tb
+	return &c
+}
+
 type reply struct {
 	tb     testing.TB
 	status int
