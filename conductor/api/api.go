@@ -11,6 +11,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -105,6 +106,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	if cfg.Auth == nil {
 		cfg.Auth = func(next http.Handler) http.Handler { return next }
+	}
+	if err := cfg.Live.Load(context.Background(), cfg.Store); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
 	}
 	s := &server{cfg: cfg, store: cfg.Store, drivers: cfg.Drivers, live: cfg.Live, log: cfg.Log, now: cfg.Now, started: cfg.Now()}
 	r := chi.NewRouter()

@@ -263,7 +263,7 @@ func TestDeleteRules(t *testing.T) {
 // A panic shows nothing of the inside.
 func TestPanicIsA500WithoutInternals(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Store = panicking{c.Store} })
-	p := r.do("GET", "/v1/nodes", nil).want(500)
+	p := r.do("GET", "/v1/nodes/n", nil).want(500)
 	if strings.Contains(string(p.body), "canary") || !strings.Contains(p.reason(), "req-") {
 		t.Errorf("%s", p.body)
 	}
@@ -271,7 +271,7 @@ func TestPanicIsA500WithoutInternals(t *testing.T) {
 
 type panicking struct{ store.Store }
 
-func (panicking) Nodes(context.Context, store.NodeFilter) ([]*store.Node, error) {
+func (panicking) Node(context.Context, string) (*store.Node, error) {
 	panic("canary")
 }
 

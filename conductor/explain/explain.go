@@ -228,11 +228,23 @@ func away(e *Explanation, in Input) {
 func reached(in Input) int {
 	far := -1
 	for i, h := range way {
-		if ev := last(in.Evidence, h.name); ev != nil && ev.OK && (h.name != event.HopPower || poweredOn(ev)) {
+		ev := last(in.Evidence, h.name)
+		switch {
+		case ev == nil || !ev.OK:
+		case h.name == event.HopPower && !poweredOn(ev):
+		case h.name == event.HopHTTP && partly(ev):
+			far = max(far, i-1)
+		default:
 			far = i
 		}
 	}
 	return far
+}
+
+// partly says whether the boot files were fetched in part only: the kernel
+// comes after the script, the ramdisk after the kernel.
+func partly(ev *store.Evidence) bool {
+	return strings.HasPrefix(ev.Fact, "script ") || strings.HasPrefix(ev.Fact, "kernel ")
 }
 
 // newestFailure is a failed fact that is newer than every good one and that no
@@ -275,13 +287,16 @@ func missing(e *Explanation, in Input, seen int) {
 	if next.optional && seen+2 < len(way) && in.Now.Sub(lastTime(in, seen)) < time.Second {
 		next = way[seen+2]
 	}
-	e.MissingHop, e.Expecting = next.name, next.expecting
 	after := "nothing was seen yet"
 	from := e.Since
-	if seen >= 0 {
+	if ev := last(in.Evidence, event.HopHTTP); ev != nil && ev.OK && partly(ev) && next.name == event.HopHTTP {
+		next = restOfFiles
+		after, from = fmt.Sprintf("last seen: %s, %s%s", event.HopHTTP, ev.Fact, because(ev)), ev.Time
+	} else if seen >= 0 {
 		ev := last(in.Evidence, way[seen].name)
 		after, from = fmt.Sprintf("last seen: %s, %s%s", way[seen].name, ev.Fact, because(ev)), ev.Time
 	}
+	e.MissingHop, e.Expecting = next.name, next.expecting
 	waited := in.Now.Sub(from)
 	e.Summary = fmt.Sprintf("waiting %s for %s; %s", round(waited), next.expecting, after)
 	// A machine needs its time for each hop; only then is its absence a symptom.

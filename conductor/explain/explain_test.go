@@ -77,6 +77,8 @@ func TestFirstLineNamesTheMissingHop(t *testing.T) {
 		{"a server takes its time", Input{Evidence: booted[:1]}, 30, event.HopDHCP, []string{"waiting 29s", "DHCP request"}, "boot order"},
 		{"no TFTP", Input{Evidence: booted[:2]}, 80, event.HopTFTP, []string{"UDP port 69"}, ""},
 		{"no HTTP", Input{Evidence: booted[:3]}, 80, event.HopHTTP, []string{"HTTP port is blocked"}, ""},
+		{"kernel, no ramdisk", Input{Evidence: append(booted[:3:3], ev(25, event.HopHTTP, "kernel served", "file", "kernel"))}, 80, event.HopHTTP, []string{"ramdisk was not", "Secure Boot"}, "port is blocked"},
+		{"script only, no TFTP", Input{Evidence: append(booted[:2:2], ev(25, event.HopHTTP, "script served"))}, 26, event.HopHTTP, []string{"the rest", "script served"}, "TFTP"},
 		{"no lookup", Input{Evidence: booted[:4]}, 400, event.HopLookup, []string{"kernel and ramdisk were served", "out of memory"}, ""},
 		{"no heartbeat", Input{Evidence: booted[:5]}, 400, event.HopHeartbeat, []string{"sends no heartbeat"}, ""},
 		{"ramdisk in part", Input{Evidence: append(booted[:3:3], failed(ev(30, event.HopHTTP, "ramdisk cut off", "bytes", 1000, "total", 9000)))}, 60, event.HopHTTP, []string{"ramdisk cut off", "bytes 1000, total 9000", "packet loss"}, ""},

@@ -99,6 +99,11 @@ var way = []hop{
 		next:  "look at the agent's log on the console"},
 }
 
+// restOfFiles is the HTTP hop of a machine that has fetched some of its files.
+var restOfFiles = hop{name: event.HopHTTP, expecting: "iPXE to fetch the rest: kernel, then ramdisk",
+	cause: "some boot files were fetched but the ramdisk was not: the transfer hangs (loss, MTU), the kernel's image was refused (Secure Boot), or the machine has too little RAM",
+	next:  "look at the machine's console; check loss and MTU between machine and conductor"}
+
 // unhappy are causes of a hop whose last fact was a failure, by hop.
 var unhappy = map[string]hop{
 	event.HopPower:     way[0],
