@@ -121,7 +121,7 @@ func (m *Image) mapL2(table []byte, first, count int64) error {
 			m.hole(guest, 1)
 			continue
 		}
-		if off%m.ClusterSize != 0 || off > m.fileSize-m.tailOf(guest) {
+		if off%m.ClusterSize != 0 || off >= m.fileSize { // a file may end inside its last cluster: zeros follow
 			return fmt.Errorf("%w: cluster %d at byte %d is outside of the file of %d bytes", ErrCorrupt, guest, off, m.fileSize)
 		}
 		if err := m.addPlain(off, guest); err != nil {

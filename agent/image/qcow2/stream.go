@@ -109,11 +109,13 @@ func (s *streamer) plain(e extent) error {
 			return err
 		}
 		p := s.cur.grow(size)
-		for n := 0; n < len(p); {
-			k, err := s.r.Read(p[n:])
+		inFile := p[:min(size, s.m.fileSize-s.pos)]
+		clear(p[len(inFile):])
+		for n := 0; n < len(inFile); {
+			k, err := s.r.Read(inFile[n:])
 			n += k
 			s.pos += int64(k)
-			if err != nil && n < len(p) {
+			if err != nil && n < len(inFile) {
 				return s.short(err)
 			}
 		}
@@ -287,7 +289,7 @@ func (m *Image) ReadHead(ra io.ReaderAt, head []byte) error {
 			size = n
 		}
 		data := make([]byte, n)
-		if k, err := ra.ReadAt(data, e.host); k < len(data) {
+		if k, err := ra.ReadAt(data[:min(n, m.fileSize-e.host)], e.host); int64(k) < min(n, m.fileSize-e.host) {
 			return fmt.Errorf("qcow2: first clusters: %w", err)
 		}
 		if e.kind() == plain {

@@ -73,17 +73,19 @@ func (o *Object) dialFrom(u *url.URL, off, end int64) (*conn, error) {
 }
 
 func (o *Object) follow(ctx context.Context, u *url.URL, off, end int64) (*conn, error) {
-	client := *o.opts.Client
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	client.Jar = nil
-	client.Timeout = 0 // the watchdog bounds silence, not the whole transfer
+	// The transport alone, not the client: redirects and what goes with them are
+	// decided here, and a client's timeout would bound the whole transfer.
+	rt := o.opts.Client.Transport
+	if rt == nil {
+		rt = defaultClient.Transport
+	}
 	for range maxRedirects + 1 {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
 			return nil, errBadURL
 		}
 		o.dress(req, off, end)
-		resp, err := client.Do(req)
+		resp, err := rt.RoundTrip(req)
 		if err != nil {
 			return nil, err
 		}

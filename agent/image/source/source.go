@@ -19,8 +19,8 @@ import (
 
 // Options of a source. The zero value works.
 type Options struct {
-	// Client carries TLS settings and proxies; its redirect policy and cookie jar
-	// are not used. Nil means one with sane timeouts.
+	// Client's Transport carries TLS settings and proxies. Its redirect policy,
+	// timeout and cookie jar are not used. Nil means one with sane timeouts.
 	Client *http.Client
 	// Header goes with every request to the URL's own host and to no other.
 	Header http.Header
