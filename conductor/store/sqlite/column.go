@@ -209,7 +209,7 @@ func (d dict[V]) Scan(v any) error {
 		return err
 	}
 	*d.p = map[string]V{}
-	if !s.Valid {
+	if !s.Valid || s.String == "{}" {
 		return nil
 	}
 	return json.Unmarshal([]byte(s.String), d.p)
@@ -242,7 +242,7 @@ func (l list) Scan(v any) error {
 		return err
 	}
 	*l.p = nil
-	if !s.Valid {
+	if !s.Valid || s.String == "[]" {
 		return nil
 	}
 	return json.Unmarshal([]byte(s.String), l.p)

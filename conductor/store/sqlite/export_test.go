@@ -13,3 +13,17 @@ func Exec(t testing.TB, s store.Store, query string) {
 		t.Fatal(err)
 	}
 }
+
+// Pragma is the value of a PRAGMA on the writer's connection, or on a reader's.
+func Pragma(t testing.TB, s store.Store, name string, reader bool) string {
+	t.Helper()
+	db := s.(*Store).write
+	if reader {
+		db = s.(*Store).read
+	}
+	var v string
+	if err := db.QueryRow("PRAGMA " + name).Scan(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}

@@ -43,6 +43,8 @@ type Store struct {
 	aead  cipher.AEAD
 	write *sql.DB // one connection, used by the writer goroutine alone
 	read  *sql.DB
+	// oneNode, prepared for each.
+	readNode, writeNode *sql.Stmt
 
 	jobs   chan *job
 	quit   chan struct{} // closed by Close
@@ -107,6 +109,12 @@ func open(path string, key []byte, now func() time.Time) (_ *Store, err error) {
 	}
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
+	if s.writeNode, err = s.write.PrepareContext(ctx, oneNode); err != nil {
+		return nil, err
+	}
+	if s.readNode, err = s.read.PrepareContext(ctx, oneNode); err != nil {
+		return nil, err
+	}
 	go s.writer()
 	return s, nil
 }
@@ -123,6 +131,7 @@ func dsn(path string, readOnly bool) string {
 		q.Set("_txlock", "immediate")
 		q.Set("_journal_mode", "WAL")
 		q.Set("_synchronous", "FULL")
+		q.Set("_pragma", "journal_size_limit(67108864)") // bytes; a burst must not leave a huge log behind
 	}
 	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
 }
@@ -196,6 +205,11 @@ func (s *Store) Close() error {
 
 func (s *Store) closeDBs() error {
 	var errs []error
+	for _, stmt := range []*sql.Stmt{s.readNode, s.writeNode} {
+		if stmt != nil {
+			errs = append(errs, stmt.Close())
+		}
+	}
 	for _, db := range []*sql.DB{s.read, s.write} { // the writer last: it checkpoints the log
 		if db != nil {
 			errs = append(errs, db.Close())

@@ -259,6 +259,104 @@ func TestAFailingWriteInAGroupHurtsNobody(t *testing.T) {
 	}
 }
 
+// A power cut must not take a committed state back: see the package's comment.
+func TestTheWriterSyncsEveryCommitAndReadersCanNotWrite(t *testing.T) {
+	s := openAt(t, filepath.Join(t.TempDir(), "slipway.db"), time.Now)
+	for name, want := range map[string]string{"synchronous": "2", "journal_mode": "wal", "foreign_keys": "1"} {
+		if got := sqlite.Pragma(t, s, name, false); got != want {
+			t.Errorf("the writer's %s is %s, want %s", name, got, want)
+		}
+	}
+	if got := sqlite.Pragma(t, s, "query_only", true); got != "1" {
+		t.Errorf("a reader's query_only is %s", got)
+	}
+}
+
+// A full disk refuses writes with the file's name, keeps what was, and is over
+// when there is space again (faults.md, F09).
+func TestAFullDiskRefusesWritesAndLosesNothing(t *testing.T) {
+	s := openAt(t, filepath.Join(t.TempDir(), "slipway.db"), time.Now)
+	n := &store.Node{Name: "a"}
+	if err := s.CreateNode(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	pages := sqlite.Pragma(t, s, "page_count", false)
+	sqlite.Exec(t, s, "PRAGMA max_page_count = "+pages)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			err := s.CreateNode(t.Context(), &store.Node{Description: strings.Repeat("x", 100_000)})
+			if err == nil || !strings.Contains(err.Error(), "full") {
+				t.Errorf("a write to a full disk: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if got, err := s.Node(t.Context(), "a"); err != nil || got.Version != 1 {
+		t.Errorf("reads %+v, %v", got, err)
+	}
+	sqlite.Exec(t, s, "PRAGMA max_page_count = 1000000")
+	if err := s.CreateNode(t.Context(), &store.Node{Description: strings.Repeat("x", 100_000)}); err != nil {
+		t.Errorf("with space again: %v", err)
+	}
+	if nodes, err := s.Nodes(t.Context(), store.NodeFilter{}); err != nil || len(nodes) != 2 {
+		t.Errorf("%d nodes, %v", len(nodes), err)
+	}
+}
+
+// The design's budget: 10,000 nodes on one conductor.
+func BenchmarkTenThousandNodes(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "slipway.db")
+	s := openAt(b, path, time.Now)
+	var wg sync.WaitGroup
+	for range 100 {
+		wg.Go(func() {
+			for range 100 {
+				n := &store.Node{
+					Driver: "redfish", DriverInfo: map[string]any{"redfish_address": "https://10.0.0.1", "redfish_username": "u", "redfish_password": "p"},
+					Properties: map[string]any{"cpus": 4, "memory_mb": 1024}, ProvisionState: state.Available, Inventory: bytes.Repeat([]byte(`"x" `), 5000),
+				}
+				if err := s.CreateNode(b.Context(), n); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("open", func(b *testing.B) {
+		for b.Loop() {
+			if err := openAt(b, path, time.Now).Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	s = openAt(b, path, time.Now)
+	b.Run("list all", func(b *testing.B) {
+		for b.Loop() {
+			if nodes, err := s.Nodes(b.Context(), store.NodeFilter{}); err != nil || len(nodes) != 10_000 {
+				b.Fatal(len(nodes), err)
+			}
+		}
+	})
+	b.Run("list a page", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := s.Nodes(b.Context(), store.NodeFilter{Limit: 100, SortKey: "name"}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("claim nothing", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := s.ClaimWork(b.Context(), "c", time.Second); err == nil {
+				b.Fatal("claimed")
+			}
+		}
+	})
+}
+
 func BenchmarkUpdateNode(b *testing.B) {
 	s := openAt(b, filepath.Join(b.TempDir(), "slipway.db"), time.Now)
 	n := &store.Node{DriverInfo: map[string]any{"password": "p"}}
