@@ -91,6 +91,8 @@ func (s *server) faultOf(r *http.Request, err error) *fault {
 		return client(http.StatusConflict, "%s.", exists.Error())
 	case errors.Is(err, store.ErrExists):
 		return client(http.StatusConflict, "The resource exists already.")
+	case errors.Is(err, store.ErrInvalid):
+		return bad("%s", err)
 	case errors.Is(err, store.ErrNotFound):
 		return notFound()
 	case errors.Is(err, store.ErrStale):

@@ -217,7 +217,7 @@ func (s *server) issue(ctx context.Context, n *store.Node, c *claim) (string, er
 	return token, nil
 }
 
-// lookupKeys of driver_internal_info go to an agent: its settings, nothing else.
+// lookupInfo is what an agent sees of driver_internal_info: its settings, nothing else.
 func lookupInfo(n *store.Node) map[string]any {
 	out := map[string]any{}
 	for k, v := range n.DriverInternalInfo {

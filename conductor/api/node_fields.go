@@ -21,7 +21,7 @@ type nodeField = field[*store.Node]
 // nodes is the node's table (proto/testdata/fields.json; a test holds them equal).
 var nodes = &table[*store.Node]{what: "node", fields: nodeTable()}
 
-// text is a nullable string field.
+// nodeText is a nullable string field of at most limit bytes.
 func nodeText(name string, since minor, limit int, at func(*store.Node) *string) nodeField {
 	return nodeField{
 		name: name, since: since,

@@ -113,9 +113,7 @@ func readFields[T any](r *http.Request, t *table[T]) ([]string, error) {
 	return names, t.checkNames(minorOf(r), names)
 }
 
-// pick chooses what a list shows.
-func (p *page) pickNodes() func(*nodeField) bool { return pickOf(p, nodes) }
-
+// pickOf chooses what a list shows.
 func pickOf[T any](p *page, t *table[T]) func(*field[T]) bool {
 	switch {
 	case p.fields != nil:

@@ -67,7 +67,7 @@ func TestTablesEqualTheRecordedFields(t *testing.T) {
 	}
 }
 
-// own: what is better here than in the record, and why.
+// better is what differs from the record, and why.
 var better = map[string]struct {
 	status int
 	why    string
@@ -77,7 +77,7 @@ var better = map[string]struct {
 	"verb not allowed in enroll": {409, "a verb that a known state does not take is a conflict, and the answer lists the verbs"},
 }
 
-// missing: requests to resources that come with the complete API.
+// later are requests to resources that come with the complete API.
 var later = map[string]bool{"vendor unknown method": true, "allocation no class": true}
 
 // Every recorded bad request gets the recorded answer.
@@ -165,7 +165,7 @@ func inner(t *testing.T, s string) map[string]any {
 	return m
 }
 
-// keysOf compares the shape of two JSON values: the same keys, at any depth of
+// sameShape compares the shape of two JSON values: the same keys, at any depth of
 // objects, and the same kinds of values.
 func sameShape(t *testing.T, at string, have, want any) {
 	t.Helper()
