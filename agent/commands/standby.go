@@ -36,7 +36,11 @@ func (d Deps) collectLogs() sequence.Command {
 		if err != nil {
 			kernel = []byte(err.Error() + "\n") // the agent's own log still helps
 		}
-		packed, err := pack([]file{{"kernel.log", kernel}, {"agent.log", d.AgentLog()}})
+		machine, err := d.Host.Record()
+		if err != nil {
+			machine = []byte(err.Error() + "\n")
+		}
+		packed, err := pack([]file{{"kernel.log", kernel}, {"agent.log", d.AgentLog()}, {"machine.txtar", machine}})
 		if err != nil {
 			return nil, fmt.Errorf("collect logs: %w", err)
 		}

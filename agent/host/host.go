@@ -85,6 +85,8 @@ type Host interface {
 	EFI() (efi.Vars, error)
 	// KernelLog is the kernel's ring buffer as text.
 	KernelLog() ([]byte, error)
+	// Record is the machine as a recording, from which tests can build it again.
+	Record() ([]byte, error)
 	// SetClock sets the system clock.
 	SetClock(t time.Time) error
 	// Halt ends the machine's present life. It returns only when it failed, or

@@ -18,6 +18,7 @@ import (
 
 	"github.com/slipway-metal/slipway/agent/efi"
 	"github.com/slipway-metal/slipway/agent/host"
+	"github.com/slipway-metal/slipway/agent/host/recorded"
 	"github.com/slipway-metal/slipway/agent/host/scan"
 	"github.com/slipway-metal/slipway/agent/probe"
 	"github.com/slipway-metal/slipway/proto/agent"
@@ -30,6 +31,7 @@ type Host struct {
 	log     *slog.Logger
 	bootMAC string
 	lldp    *neighbours
+	settled chan struct{}
 
 	bmcOnce sync.Once
 	bmc     bmcAddresses
@@ -38,7 +40,41 @@ type Host struct {
 // New makes the running machine's Host. bootMAC is the NIC the firmware booted
 // from, "" when unknown.
 func New(log *slog.Logger, bootMAC string) *Host {
-	return &Host{log: log, bootMAC: bootMAC, lldp: newNeighbours(log)}
+	h := &Host{log: log, bootMAC: bootMAC, lldp: newNeighbours(log), settled: make(chan struct{})}
+	go h.settle()
+	return h
+}
+
+// Times of waiting for disks that are still being found.
+const (
+	settleQuiet = 300 * time.Millisecond // without a new disk
+	settleMost  = 5 * time.Second
+	settlePoll  = 50 * time.Millisecond
+)
+
+// settle closes h.settled when no more disks seem to come. It runs beside DHCP,
+// so that it costs nothing on most machines.
+func (h *Host) settle() {
+	defer close(h.settled)
+	start, changed, last := time.Now(), time.Now(), 0
+	for time.Since(start) < settleMost {
+		if n := len(root.BlockDevices()); n != last {
+			last, changed = n, time.Now()
+		}
+		if time.Since(changed) >= settleQuiet && root.Settled() {
+			return
+		}
+		time.Sleep(settlePoll)
+	}
+	h.log.Warn("not all disks may have been found yet", "waited", settleMost.String())
+}
+
+// awaitDisks waits for settle.
+func (h *Host) awaitDisks(ctx context.Context) {
+	select {
+	case <-h.settled:
+	case <-ctx.Done():
+	}
 }
 
 // BootID implements host.Host.
@@ -46,6 +82,7 @@ func (h *Host) BootID() string { return root.BootID() }
 
 // Inventory implements host.Host.
 func (h *Host) Inventory(ctx context.Context) (agent.Inventory, error) {
+	h.awaitDisks(ctx)
 	inv := root.Inventory(h.bootMAC)
 	for i := range inv.Interfaces {
 		nic := &inv.Interfaces[i]
@@ -62,6 +99,7 @@ func (h *Host) Inventory(ctx context.Context) (agent.Inventory, error) {
 
 // Disks implements host.Host.
 func (h *Host) Disks(ctx context.Context) ([]agent.Disk, error) {
+	h.awaitDisks(ctx)
 	disks := root.Disks()
 	for i := range disks {
 		h.addContent(ctx, &disks[i])
@@ -129,6 +167,9 @@ func (h *Host) KernelLog() ([]byte, error) {
 	}
 	return buf[:n], nil
 }
+
+// Record implements host.Host.
+func (h *Host) Record() ([]byte, error) { return recorded.Capture("/") }
 
 // SetClock implements host.Host.
 func (h *Host) SetClock(t time.Time) error {

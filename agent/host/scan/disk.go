@@ -2,6 +2,7 @@ package scan
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -19,8 +20,9 @@ var notDisks = regexp.MustCompile(`^(loop|ram|zram|nbd|sr|fd|dm-|md|rbd|drbd|mmc
 var virtualMedia = regexp.MustCompile(`(?i)\bvirtual|idrac|LCDRIVE|\bSecureDigital|\biLO\b`)
 
 var (
-	hctl   = regexp.MustCompile(`^\d+:\d+:\d+:\d+$`)
-	ataDir = regexp.MustCompile(`/ata\d+/`)
+	hctl      = regexp.MustCompile(`^\d+:\d+:\d+:\d+$`)
+	usbDevice = regexp.MustCompile(`^\d+-[\d.]+$`)
+	ataDir    = regexp.MustCompile(`/ata\d+/`)
 )
 
 // Disks are the whole disks of the machine, in the kernel's order of names.
@@ -54,7 +56,7 @@ func (r Root) Disk(name string) (agent.Disk, bool) {
 		Name: "/dev/" + strings.ReplaceAll(name, "!", "/"), Size: size,
 		Model:           opt(at("device/model")),
 		Vendor:          opt(at("device/vendor")),
-		Serial:          opt(r.serial(name)),
+		Serial:          opt(r.serial(name, dev)),
 		Rotational:      at("queue/rotational") == "1",
 		LogicalSectors:  int(r.number(sysBlock, name, "queue/logical_block_size")),
 		PhysicalSectors: int(r.number(sysBlock, name, "queue/physical_block_size")),
@@ -90,7 +92,7 @@ func (r Root) Partitions(name string) []string {
 // serial: virtio and MMC have a file on the disk or the device, SCSI (and ATA
 // through libata) the unit serial number page of the vital product data, whose
 // text starts at byte 4 (SPC-5, 7.7.11).
-func (r Root) serial(name string) string {
+func (r Root) serial(name, dev string) string {
 	for _, f := range []string{"serial", "device/serial"} {
 		if s := r.text(sysBlock, name, f); s != "" {
 			return s
@@ -100,8 +102,45 @@ func (r Root) serial(name string) string {
 	if len(page) > 4 {
 		return clean(string(page[4:]))
 	}
+	return usbSerial(dev)
+}
+
+// usbSerial is the serial number of the USB device that a disk hangs on: what
+// udev gives for disks whose bridge passes no number of the disk on.
+func usbSerial(dev string) string {
+	for ; strings.Contains(dev, "/usb"); dev = filepath.Dir(dev) {
+		if usbDevice.MatchString(filepath.Base(dev)) {
+			raw, err := os.ReadFile(filepath.Join(dev, "serial"))
+			if err != nil {
+				return ""
+			}
+			return clean(string(raw))
+		}
+	}
 	return ""
 }
+
+// Settled says whether the kernel has no disk in the making that we can see: a
+// USB mass-storage interface with a driver gets its disk a second later
+// (usb_storage.delay_use).
+func (r Root) Settled() bool {
+	for _, driver := range []string{"usb-storage", "uas"} {
+		dir := "sys/bus/usb/drivers/" + driver
+		for _, name := range r.names(dir) {
+			if !usbPort.MatchString(name) {
+				continue
+			}
+			targets, err := filepath.Glob(r.path(dir, name, "host*/target*"))
+			if err == nil && len(targets) == 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// BlockDevices are the kernel's names of all block devices there are now.
+func (r Root) BlockDevices() []string { return r.names(sysBlock) }
 
 // wwid is the kernel's choice of a world-wide name, by its kind: naa., eui.,
 // uuid., t10., nvme.
