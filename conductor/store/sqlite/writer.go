@@ -111,14 +111,20 @@ func (s *Store) runGroup(group []*job) error {
 	}
 	for _, j := range group {
 		if err := j.run(tx); err != nil {
-			return errors.Join(err, rollback(tx))
+			undo(tx)
+			return err
 		}
 	}
 	if err := tx.Commit(); err != nil {
-		return errors.Join(fmt.Errorf("commit: %w", err), rollback(tx))
+		undo(tx)
+		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
 }
+
+// undo ends a transaction that failed. SQLite may have ended it before, so its
+// error says nothing; the one that led here is the one to return.
+func undo(tx *sql.Tx) { _ = tx.Rollback() }
 
 // run carries one job out in a savepoint. The error is one of the transaction
 // as a whole; the job's own is in j.err.
@@ -136,7 +142,11 @@ func (j *job) run(tx *sql.Tx) error {
 	}()
 	if j.err != nil || j.panic != nil {
 		if _, err := tx.Exec("ROLLBACK TO job"); err != nil {
-			return fmt.Errorf("roll back to savepoint: %w", err)
+			// SQLite has undone the whole transaction by itself: no space, I/O
+			// error (https://www.sqlite.org/lang_transaction.html, section 3).
+			// What made it do so is the news, not the missing savepoint; as a
+			// text, since to the others it is not their error.
+			return fmt.Errorf("a write of the same group ended the transaction: %s: %w", j.outcome(), err)
 		}
 	}
 	if _, err := tx.Exec("RELEASE job"); err != nil {
@@ -145,10 +155,10 @@ func (j *job) run(tx *sql.Tx) error {
 	return nil
 }
 
-// rollback undoes the transaction; SQLite may have done so by itself (disk full).
-func rollback(tx *sql.Tx) error {
-	if err := tx.Rollback(); err != nil && !errors.Is(err, sql.ErrTxDone) {
-		return fmt.Errorf("roll back: %w", err)
+// outcome is how a job failed, in words.
+func (j *job) outcome() string {
+	if j.panic != nil {
+		return fmt.Sprint("panic: ", j.panic)
 	}
-	return nil
+	return j.err.Error()
 }
