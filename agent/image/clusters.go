@@ -43,11 +43,16 @@ func qcowError(err error) error {
 // cluster goes to its place as it comes by.
 func (a *attempt) copyClusters(content io.Reader) error {
 	a.imageBytes = a.qcow.Size
-	for _, h := range a.qcow.Holes() {
-		if err := a.sink.zero(h.Off, alignTail(h, a.dev.Size())); err != nil {
-			return err
+	var wg sync.WaitGroup
+	defer wg.Wait() // no goroutine outlives its sink
+	wg.Go(func() {
+		for _, h := range a.qcow.Holes() {
+			if err := a.sink.zeroNow(h.Off, alignTail(h, a.dev.Size())); err != nil {
+				a.cancel(err)
+				return
+			}
 		}
-	}
+	})
 	workers := min(runtime.GOMAXPROCS(0), 4)
 	a.decoders = workers
 	free := make(chan *qcow2.Batch, 2*workers)
@@ -55,7 +60,6 @@ func (a *attempt) copyClusters(content io.Reader) error {
 		free <- &qcow2.Batch{}
 	}
 	full := make(chan *qcow2.Batch)
-	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
 			if err := a.decodeClusters(full, free); err != nil {
@@ -79,10 +83,10 @@ func (a *attempt) copyClusters(content io.Reader) error {
 		}
 	})
 	close(full)
-	wg.Wait()
 	if err != nil {
-		return qcowError(err)
+		a.cancel(qcowError(err))
 	}
+	wg.Wait()
 	return context.Cause(a.ctx)
 }
 

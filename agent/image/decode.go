@@ -25,9 +25,9 @@ const pipelineMemory = 20 << 20
 const maxWindow = 128 << 20
 
 // windowCap is how large a decoder's window may be within memory bytes. The
-// decoders hold about twice the window.
+// decoders hold a little more than the window (measured: 9.1 MiB for 8).
 func windowCap(memory int64) int64 {
-	return min(max((memory-pipelineMemory)/2, 8<<20), maxWindow)
+	return min(max((memory-pipelineMemory)*4/5, 8<<20), maxWindow)
 }
 
 // decodeStage turns the source's bytes into the disk's.

@@ -126,10 +126,9 @@ func (d *fileDevice) Zero(off, n int64) error {
 	d.unflushed++
 	d.writes++
 	d.mu.Unlock()
-	zero := make([]byte, min(n, 1<<20))
 	for n > 0 {
-		c := min(n, int64(len(zero)))
-		if _, err := d.f.WriteAt(zero[:c], off); err != nil {
+		c := min(n, int64(len(zeros)))
+		if _, err := d.f.WriteAt(zeros[:c], off); err != nil {
 			return err
 		}
 		off, n = off+c, n-c

@@ -160,17 +160,7 @@ func run(data []byte) (n int, zero bool) {
 func (s *sink) zero(off, n int64) error {
 	s.zmu.Lock()
 	defer s.zmu.Unlock()
-	// The ends are held back in memory, which starts as zeros.
-	if off < table.HeadSize {
-		c := min(n, table.HeadSize-off)
-		clear(s.head[off : off+c])
-		off, n = off+c, n-c
-	}
-	if n > 0 && off+n > s.tailOff {
-		keep := max(s.tailOff, off)
-		clear(s.tail[keep-s.tailOff : off+n-s.tailOff])
-		n = keep - off
-	}
+	off, n = s.clearEnds(off, n)
 	if n == 0 {
 		return nil
 	}
@@ -188,6 +178,37 @@ func (s *sink) zero(off, n int64) error {
 		off, n = off+maxZero, n-maxZero
 	}
 	s.zeroOff, s.zeroLen = off, n
+	return nil
+}
+
+// clearEnds zeroes what is held back of a range and returns the rest of it.
+func (s *sink) clearEnds(off, n int64) (int64, int64) {
+	if off < table.HeadSize {
+		c := min(n, table.HeadSize-off)
+		clear(s.head[off : off+c])
+		off, n = off+c, n-c
+	}
+	if n > 0 && off+n > s.tailOff {
+		keep := max(s.tailOff, off)
+		clear(s.tail[keep-s.tailOff : off+n-s.tailOff])
+		n = keep - off
+	}
+	return off, n
+}
+
+// zeroNow zeroes a range in the caller's goroutine, past the queue: a large
+// hole must not hold up the data that streams in beside it.
+func (s *sink) zeroNow(off, n int64) error {
+	for off, n = s.clearEnds(off, n); n > 0; {
+		if s.ctx.Err() != nil {
+			return context.Cause(s.ctx)
+		}
+		c := min(n, maxZero)
+		if err := s.do(job{off: off, n: c}); err != nil {
+			return err
+		}
+		off, n = off+c, n-c
+	}
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/slipway-metal/slipway/agent/image/source"
@@ -34,7 +35,7 @@ func Write(ctx context.Context, req Request, dev Device, onProgress func(event.P
 
 	// Several URLs are mirrors of the same bytes. What is wrong with one source
 	// may be right with the next; what is wrong with the disk is not.
-	var failures []error
+	var failures mirrorErrors // the last error of each URL
 	restarts := 0
 	for i := 0; i < len(req.URLs); {
 		report, err := try(ctx, req, req.URLs[i], dev, p)
@@ -43,19 +44,32 @@ func Write(ctx context.Context, req Request, dev Device, onProgress func(event.P
 			report.Seconds = time.Since(begin).Seconds()
 			return report, nil
 		}
-		failures = append(failures, err)
-		if ctx.Err() != nil || !blamesSource(err) || wroteWithoutDigest(req, err) {
+		failures = append(failures[:i], err)
+		if ctx.Err() != nil || !mayTryAgain(req, err) {
 			break
 		}
-		if again := errors.Is(err, source.ErrChanged) || errors.Is(err, source.ErrNoRanges) && interrupted(err); again && restarts < req.Restarts && req.Digest.Hex != "" {
+		if lostForGood(err) && restarts < req.Restarts {
 			restarts++
 			req.Log.Warn("image: the source could not be resumed, writing again from the first byte", "attempt", restarts+1, "error", err)
 			continue
 		}
 		i++
 	}
-	return Report{}, fmt.Errorf("write image: %w", errors.Join(failures[len(failures)-min(len(failures), len(req.URLs)):]...))
+	return Report{}, fmt.Errorf("write image: %w", failures)
 }
+
+// mirrorErrors are the errors of several mirrors, in their order.
+type mirrorErrors []error
+
+func (m mirrorErrors) Error() string {
+	text := make([]string, len(m))
+	for i, err := range m {
+		text[i] = err.Error()
+	}
+	return strings.Join(text, "; then ")
+}
+
+func (m mirrorErrors) Unwrap() []error { return m }
 
 // sourceFailure marks errors that another mirror of the image may not have.
 type sourceFailure struct {
@@ -65,21 +79,19 @@ type sourceFailure struct {
 
 func (s sourceFailure) Unwrap() error { return s.error }
 
-func blamesSource(err error) bool {
+// mayTryAgain says whether another pass could end better: the fault is the
+// source's, and if the disk was touched, a digest will tell right from wrong.
+func mayTryAgain(req Request, err error) bool {
 	var f sourceFailure
-	return errors.As(err, &f)
+	return errors.As(err, &f) && (!f.wrote || req.Digest.Hex != "")
 }
 
-func wroteWithoutDigest(req Request, err error) bool {
-	var f sourceFailure
-	return errors.As(err, &f) && f.wrote && req.Digest.Hex == ""
-}
-
-// interrupted tells a connection that was lost from a server whose lack of
-// ranges was clear from the start.
-func interrupted(err error) bool {
+// lostForGood is a connection that broke and cannot be continued, or content
+// that changed under it: only the first byte is a place to go on.
+func lostForGood(err error) bool {
 	var e *source.Error
-	return errors.As(err, &e) && !e.Permanent
+	return errors.Is(err, source.ErrChanged) ||
+		errors.Is(err, source.ErrNoRanges) && errors.As(err, &e) && !e.Permanent
 }
 
 // try writes from one URL, once.

@@ -138,7 +138,7 @@ func qemuImg(t testing.TB, path string, args ...string) []byte {
 
 // Every format that is written gives the same disk.
 func TestFormats(t *testing.T) {
-	path := gptImage(t, 24*mib)
+	path := gptImage(t, 12*mib)
 	raw := readFile(t, path)
 	for _, c := range []struct {
 		name, format string
@@ -147,13 +147,13 @@ func TestFormats(t *testing.T) {
 		{"raw", Raw, func() []byte { return raw }},
 		{"gzip -1", Gzip, func() []byte { return compress(t, path, "gzip", "-1") }},
 		{"gzip members", Gzip, func() []byte {
-			return compress(t, path, "sh", "-c", "head -c 9999999 | gzip -9 > $0; gzip -1 >> $0; cat $0; ", filepath.Join(t.TempDir(), "m"))
+			return compress(t, path, "sh", "-c", "head -c 5999999 | gzip -9 > $0; gzip -1 >> $0; cat $0; ", filepath.Join(t.TempDir(), "m"))
 		}},
 		{"xz", XZ, func() []byte { return compress(t, path, "xz", "-1") }},
 		{"xz -T2 blocks", XZ, func() []byte { return compress(t, path, "xz", "-0", "-T2", "--block-size=4MiB") }},
 		{"zstd -19", Zstd, func() []byte { return compress(t, path, "zstd", "-19") }},
 		{"zstd -1 frames", Zstd, func() []byte {
-			return compress(t, path, "sh", "-c", "head -c 9999999 | zstd -1 > $0; zstd -1 >> $0; cat $0; ", filepath.Join(t.TempDir(), "m"))
+			return compress(t, path, "sh", "-c", "head -c 5999999 | zstd -1 > $0; zstd -1 >> $0; cat $0; ", filepath.Join(t.TempDir(), "m"))
 		}},
 		{"bzip2", Bzip2, func() []byte { return compress(t, path, "bzip2", "-1") }},
 		{"qcow2 v2", QCOW2, func() []byte { return qemuImg(t, path, "-o", "compat=0.10") }},
@@ -168,7 +168,7 @@ func TestFormats(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			body := c.make()
-			dev := newDevice(t, 40*mib)
+			dev := newDevice(t, 20*mib)
 			report, err := Write(t.Context(), request(serve(t, body), body), dev, nil)
 			if err != nil {
 				t.Fatal(err)
