@@ -64,7 +64,7 @@ func quirkNamed(name string) (quirk, bool) {
 // behaviourOf collects the rows that match a manufacturer, and those that the operator named.
 func behaviourOf(manufacturer string, named []string) (b behaviour, names []string) {
 	words := " " + strings.Join(strings.FieldsFunc(strings.ToLower(manufacturer), func(r rune) bool {
-		return !('a' <= r && r <= 'z' || '0' <= r && r <= '9')
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9')
 	}), " ") + " "
 	for _, q := range quirks {
 		hit := false

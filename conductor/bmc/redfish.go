@@ -244,11 +244,7 @@ func (r *redfish) getBy(api *gofish.APIClient, path string, out any) (etag strin
 
 // post invokes an action. The answer's body is not read: what counts is read back.
 func (r *redfish) post(path string, body any) error {
-	resp, err := r.api.Post(path, body)
-	if err != nil {
-		return err
-	}
-	return drain(resp)
+	return drain(r.api.Post(path, body))
 }
 
 // patch changes a resource, if it is still the one that etag was read from. A BMC
@@ -258,18 +254,19 @@ func (r *redfish) patch(path, etag string, body any) error {
 	if etag != "" {
 		header = map[string]string{"If-Match": etag}
 	}
-	resp, err := r.api.PatchWithHeaders(path, body, header)
+	err := drain(r.api.PatchWithHeaders(path, body, header))
 	if status(err) == http.StatusPreconditionFailed && etag != "" {
-		resp, err = r.api.Patch(path, body)
+		err = drain(r.api.Patch(path, body))
 	}
+	return err
+}
+
+// drain ends an exchange whose answer is not read.
+func drain(resp *http.Response, err error) error {
 	if err != nil {
 		return err
 	}
-	return drain(resp)
-}
-
-func drain(resp *http.Response) error {
-	_, err := io.Copy(io.Discard, resp.Body)
+	_, err = io.Copy(io.Discard, resp.Body)
 	return errors.Join(err, resp.Body.Close())
 }
 

@@ -125,7 +125,7 @@ func (r *redfish) explain(op string, err error) error {
 	case errors.As(err, &from):
 		a := r.answer(from)
 		out.Cause = a
-		out.Class, out.Next = classOf(a)
+		out.Next, out.Class = classOf(a)
 		return out
 	}
 	out.Cause = &said{r.words(err), err}
@@ -155,18 +155,18 @@ func short(err error) error {
 
 const nextLogin = "check driver_info/redfish_username and redfish_password"
 
-func classOf(a *answerError) (class error, next string) {
+func classOf(a *answerError) (next string, class error) {
 	switch a.status {
 	case http.StatusUnauthorized:
-		return ErrRefused, nextLogin
+		return nextLogin, ErrRefused
 	case http.StatusForbidden:
-		return ErrRefused, "give the account in driver_info/redfish_username the Administrator or Operator role"
+		return "give the account in driver_info/redfish_username the Administrator or Operator role", ErrRefused
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return ErrUnreachable, "the BMC is busy or starting; restart the BMC if it stays"
+		return "the BMC is busy or starting; restart the BMC if it stays", ErrUnreachable
 	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		return ErrUnsupported, "update the BMC's firmware, or do it by hand"
+		return "update the BMC's firmware, or do it by hand", ErrUnsupported
 	}
-	return ErrFailed, "see the BMC's own event log"
+	return "see the BMC's own event log", ErrFailed
 }
 
 // outcome is what the guard learns. A caller who gave up says nothing about the BMC.

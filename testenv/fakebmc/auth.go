@@ -31,7 +31,7 @@ func (b *BMC) authorised(r *http.Request) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if open(r) && !(b.faults.AuthEverywhere && r.Method == http.MethodGet) {
+	if open(r) && (!b.faults.AuthEverywhere || r.Method == http.MethodPost) {
 		return true
 	}
 	if token := r.Header.Get("X-Auth-Token"); token != "" {
@@ -84,7 +84,7 @@ func (b *BMC) createSession(w http.ResponseWriter, r *http.Request) {
 	case b.faults.NoSessions:
 		fail(w, http.StatusNotFound, "Base.1.18.ResourceMissingAtURI", "The resource at the URI was not found.")
 		return
-	case b.faults.RefuseAuth, secured && !(same(in.UserName, b.cfg.Username) && same(in.Password, b.cfg.Password)):
+	case b.faults.RefuseAuth, secured && (!same(in.UserName, b.cfg.Username) || !same(in.Password, b.cfg.Password)):
 		b.stats.FailedLogins++
 		msg := "There is no valid session established with the implementation."
 		if b.faults.EchoCredentials {

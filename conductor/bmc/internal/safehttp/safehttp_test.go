@@ -29,7 +29,7 @@ func get(t *testing.T, c *safehttp.Client, h http.HandlerFunc) (string, error) {
 
 func TestAnAnswerUpToTheLimit(t *testing.T) {
 	for size, ok := range map[int]bool{0: true, 1000: true, 1001: false} {
-		body, err := get(t, safehttp.New(time.Second, 1000, nil), func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, strings.Repeat("x", size)) })
+		body, err := get(t, safehttp.New(time.Second, 1000, nil), func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, strings.Repeat("x", size)) })
 		if ok && (err != nil || len(body) != size) || !ok && !errors.Is(err, safehttp.ErrTooLarge) {
 			t.Errorf("%d bytes: %d read, error %v", size, len(body), err)
 		}
@@ -38,7 +38,7 @@ func TestAnAnswerUpToTheLimit(t *testing.T) {
 
 func TestASlowBodyIsSlowToo(t *testing.T) {
 	_, err := get(t, safehttp.New(50*time.Millisecond, 1000, nil), func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, "{")
+		_, _ = io.WriteString(w, "{")
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 	})
@@ -70,7 +70,7 @@ func TestRedirects(t *testing.T) {
 			http.Redirect(w, r, "/there", http.StatusFound)
 			return
 		}
-		io.WriteString(w, "here")
+		_, _ = io.WriteString(w, "here")
 	})
 	if err != nil || body != "here" {
 		t.Errorf("within a host: %q, error %v", body, err)
