@@ -38,14 +38,3 @@ var common = []string{
 	"efivarfs", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859_1",
 	"af_packet", "8021q", "button", "qemu_fw_cfg",
 }
-
-var cloud = Flavor{
-	Name:   "cloud",
-	Meta:   "linux-image-cloud-amd64",
-	Budget: 10_000_000,
-	Patterns: append([]string{
-		// Other hypervisors and clouds: VMware, Hyper-V, Xen, EC2, Compute Engine, SR-IOV functions.
-		"vmxnet3", "vmw_pvscsi", "hv_vmbus", "hv_netvsc", "hv_storvsc", "xen_netfront", "xen_blkfront",
-		"ena", "gve", "ixgbevf",
-	}, common...),
-}
