@@ -24,7 +24,7 @@ const (
 	// stockForced is the least time between heartbeats forced under a stock
 	// Ironic: IPA's own.
 	stockForced = 5 * time.Second
-	clockSlack  = time.Minute
+	clockSlack  = 500 * time.Millisecond // more, and the order of events in one stream is lost
 )
 
 // ErrMasked: the conductor has given this boot's token away already.
@@ -185,7 +185,7 @@ func (b *Beat) inspectWith(ctx context.Context, where string, minor int, inv age
 	wait := lookupFirst
 	const tries = 20
 	for try := 1; try <= tries && ctx.Err() == nil; try++ {
-		err := b.Client.Inspect(ctx, minor, where, agent.Inspection{Inventory: inv})
+		err := b.Client.Inspect(ctx, minor, where, b.State.Token(), agent.Inspection{Inventory: inv})
 		if err == nil {
 			b.Log.Info("inventory posted", "disks", len(inv.Disks), "nics", len(inv.Interfaces))
 			return

@@ -194,11 +194,13 @@ func (c *Client) Heartbeat(ctx context.Context, minor int, nodeUUID string, h ag
 }
 
 // Inspect posts the inventory. where is a path of the conductor or a whole URL.
-func (c *Client) Inspect(ctx context.Context, minor int, where string, in agent.Inspection) error {
-	if strings.HasPrefix(where, "/") {
+func (c *Client) Inspect(ctx context.Context, minor int, where, token string, in agent.Inspection) error {
+	h := http.Header{}
+	if strings.HasPrefix(where, "/") { // our conductor's own; the token goes nowhere else
 		where = c.base + where
+		h.Set(tokenHeader, token)
 	}
-	return c.do(ctx, "post inventory", http.MethodPost, where, minor, in, nil, nil)
+	return c.do(ctx, "post inventory", http.MethodPost, where, minor, in, nil, h)
 }
 
 // Events posts a batch of events.

@@ -66,7 +66,7 @@ func (s *server) explainNode(w http.ResponseWriter, r *http.Request) {
 	}
 	in := explain.Input{Node: n, Heartbeat: s.live.LastHeartbeat(n.UUID), HeartbeatEvery: s.cfg.HeartbeatEvery, Now: s.now()}
 	in.Progress, in.ProgressAt = s.live.Progress(n.UUID)
-	from := n.ProvisionUpdatedAt
+	var from time.Time // a node at rest tells the last of every hop
 	in.Work, err = s.store.WorkOf(r.Context(), n.UUID)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

@@ -19,10 +19,11 @@ import (
 
 	"github.com/slipway-metal/slipway/conductor/boot/cpio"
 	"github.com/slipway-metal/slipway/conductor/boot/dhcp"
+	"github.com/slipway-metal/slipway/conductor/boot/ipxe"
 )
 
 // The firmware tests boot real firmware under QEMU. They take a minute and
-// need SLIPWAY_QEMU=1 and a kernel in SLIPWAY_BOOT_KERNEL.
+// need SLIPWAY_QEMU=1 (2 prints the consoles) and a kernel in SLIPWAY_BOOT_KERNEL.
 const (
 	qemuVariable   = "SLIPWAY_QEMU"
 	kernelVariable = "SLIPWAY_BOOT_KERNEL"
@@ -38,6 +39,8 @@ type machine struct {
 	mode   dhcp.Mode // "" is full
 	uefi   string    // Config.UEFIFile
 	first  string    // an iPXE script that is given once in place of the boot's
+	idle   bool      // the resolver says: boot your disk
+	disk   bool      // there is one, and it must be booted
 	budget time.Duration
 }
 
@@ -79,8 +82,28 @@ func TestSeaBIOSWithIPXEROMBootsBesideAnotherDHCPServer(t *testing.T) {
 	firmwareBoots(t, machine{mode: dhcp.Proxy, args: nic(""), budget: 15 * time.Second})
 }
 
+func TestMachineThatShouldNotNetbootGoesToItsDisk(t *testing.T) {
+	firmwareBoots(t, machine{args: nic(""), idle: true, disk: true, budget: 10 * time.Second})
+}
+
+func TestDiskScriptBootsTheDiskUnderBIOS(t *testing.T) {
+	firmwareBoots(t, machine{args: nic(""), first: ipxe.Disk(), disk: true, budget: 10 * time.Second})
+}
+
+// bootSector prints "SLIPWAY-DISK" and ends QEMU by its isa-debug-exit device.
+func bootSector() []byte {
+	b := []byte{
+		0x31, 0xc0, 0x8e, 0xd8, 0xfc, 0xbe, 0x1b, 0x7c, // ds = 0; si = message
+		0xac, 0x84, 0xc0, 0x74, 0x09, // next: al = [si++]; if 0 goto end
+		0xb4, 0x0e, 0xbb, 0x07, 0x00, 0xcd, 0x10, 0xeb, 0xf2, // teletype; goto next
+		0xe6, 0xf4, 0xf4, 0xeb, 0xfd, // end: out 0xf4; halt
+	}
+	b = append(b, "SLIPWAY-DISK\r\n\x00"...)
+	return append(b, append(make([]byte, 510-len(b)), 0x55, 0xaa)...)
+}
+
 // firmwareBoots powers a machine on and waits until the ramdisk's init has printed
-// the boot configuration.
+// the boot configuration, or the disk's boot sector its message.
 func firmwareBoots(t *testing.T, m machine) {
 	kernel := os.Getenv(kernelVariable)
 	if os.Getenv(qemuVariable) == "" || kernel == "" {
@@ -106,6 +129,9 @@ func firmwareBoots(t *testing.T, m machine) {
 		cfg.DHCP = m.mode
 		dnsmasq(t, bridge)
 	}
+	if m.idle {
+		cfg.Resolver = &fixed{plan: Plan{Node: plan.Node}}
+	}
 	serve(t, cfg, m.first)
 
 	limit, cancel := context.WithTimeout(t.Context(), 4*m.budget)
@@ -122,6 +148,13 @@ func firmwareBoots(t *testing.T, m machine) {
 		}
 		args = append(args, a)
 	}
+	start, end := "Linux version", "SLIPWAY-CONFIG "
+	if m.disk {
+		start, end = "SLIPWAY-DISK", "SLIPWAY-DISK"
+		image := filepath.Join(t.TempDir(), "disk")
+		must(t, os.WriteFile(image, append(bootSector(), make([]byte, 1<<20)...), 0o600))
+		args = append(args, "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-drive", "if=none,id=d,format=raw,file="+image, "-device", "virtio-blk-pci,drive=d,bootindex=2")
+	}
 	qemu := exec.CommandContext(limit, "qemu-system-x86_64", args...)
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	serial, err := qemu.StdoutPipe()
@@ -130,16 +163,16 @@ func firmwareBoots(t *testing.T, m machine) {
 	qemu.Stderr = &complaints
 	seen.start = time.Now()
 	must(t, qemu.Start())
-	linux, config := time.Duration(0), ""
+	started, ended, last := time.Duration(0), time.Duration(0), ""
 	var console strings.Builder
 	for lines := bufio.NewScanner(serial); lines.Scan(); {
 		at, line := time.Since(seen.start), lines.Text()
 		fmt.Fprintf(&console, "%6.2f %s\n", at.Seconds(), line)
-		if strings.Contains(line, "Linux version") && linux == 0 {
-			linux = at
+		if strings.Contains(line, start) && started == 0 {
+			started = at
 		}
-		if _, after, ok := strings.Cut(line, "SLIPWAY-CONFIG "); ok {
-			config = after
+		if _, after, ok := strings.Cut(line, end); ok {
+			ended, last = at, after
 		}
 	}
 	err = qemu.Wait()
@@ -147,14 +180,14 @@ func firmwareBoots(t *testing.T, m machine) {
 		t.Logf("%6.2f s %s %s %v", r.at.Seconds(), r.Hop, r.Fact, r.Detail)
 	}
 	used := qemu.ProcessState.UserTime() + qemu.ProcessState.SystemTime()
-	t.Logf("power-on to Linux: %.1f s, to power-off by init: %.1f s, QEMU's CPU time %.1f s", linux.Seconds(), time.Since(seen.start).Seconds(), used.Seconds())
-	if config == "" || !strings.Contains(config, `"nonce":"n0nce"`) {
-		t.Fatalf("the ramdisk did not find its configuration: %q; QEMU: %v %s\n%s", config, err, complaints.String(), console.String())
+	t.Logf("power-on to %q: %.1f s, to %q: %.1f s, QEMU's CPU time %.1f s", start, started.Seconds(), end, ended.Seconds(), used.Seconds())
+	if ended == 0 || !m.disk && !strings.Contains(last, `"nonce":"n0nce"`) {
+		t.Fatalf("%q did not come, or without the configuration: %q; QEMU: %v %s\n%s", end, last, err, complaints.String(), console.String())
 	}
-	if linux > m.budget {
-		t.Errorf("power-on to Linux took %s, budget %s\n%s", linux, m.budget, console.String())
+	if started > m.budget {
+		t.Errorf("it took %s, budget %s\n%s", started, m.budget, console.String())
 	}
-	if os.Getenv("SLIPWAY_QEMU") == "2" {
+	if os.Getenv(qemuVariable) == "2" {
 		t.Log(console.String())
 	}
 }

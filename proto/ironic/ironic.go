@@ -253,7 +253,8 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("%s (HTTP %d)", e.Message, e.Status) }
 
 // ParseError reads an error reply: {"error_message": "<JSON in a string>"}, with
-// a faultstring from the API itself or a title and description from its edge.
+// a faultstring from the API itself or a title and description from its edge; or
+// the problem+json of /slipway/v1.
 func ParseError(status int, body []byte) *Error {
 	out := &Error{Status: status, Code: "Client", Message: fmt.Sprintf("the server answered %d without a reason", status)}
 	if status >= 500 {
@@ -261,8 +262,15 @@ func ParseError(status int, body []byte) *Error {
 	}
 	var outer struct {
 		Message json.RawMessage `json:"error_message"`
+		Detail  string          `json:"detail"`
 	}
-	if json.Unmarshal(body, &outer) != nil || len(outer.Message) == 0 {
+	if json.Unmarshal(body, &outer) != nil {
+		return out
+	}
+	if len(outer.Message) == 0 {
+		if outer.Detail != "" {
+			out.Message = outer.Detail
+		}
 		return out
 	}
 	inner := []byte(outer.Message)
