@@ -98,7 +98,7 @@ func (s *decodeStage) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	own := time.Since(begin) - time.Duration(s.in.nanos.Load()-waited)
 	s.m.add(max(own, 0), n)
-	if err == io.EOF {
+	if err == io.EOF { //nolint:errorlint // a wrapped EOF is not an end
 		s.ended = true
 		return n, io.EOF
 	}

@@ -40,9 +40,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(dir, name)
 			make(path)
-			body := readFile(t, path)
-			digest := sha(body)
-			body = nil
+			digest := sha(readFile(t, path))
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("ETag", `"x"`)
 				http.ServeFile(w, r, path)

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -117,7 +118,7 @@ func mismatch(dev Device, off int64, n int) error {
 // readAt reads all of p or says at which sector it failed.
 func readAt(dev Device, p []byte, off int64) error {
 	n, err := dev.ReadAt(p, off)
-	if n == len(p) && err == io.EOF {
+	if n == len(p) && errors.Is(err, io.EOF) {
 		err = nil
 	}
 	if err == nil && n < len(p) {

@@ -3,6 +3,7 @@ package qcow2
 import (
 	"cmp"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -100,9 +101,9 @@ func (m *Image) mapL2(table []byte, first, count int64) error {
 			}
 			continue
 		}
-		off, zero, bitmap := int64(entry&offsetMask), false, uint64(allSubclusters)
+		off, zero := int64(entry&offsetMask), false
 		if m.ExtendedL2 {
-			bitmap = be.Uint64(e[8:])
+			bitmap := be.Uint64(e[8:])
 			allocated, zeroed := uint32(bitmap), uint32(bitmap>>32)
 			if allocated&zeroed != 0 || off == 0 && allocated != 0 {
 				return fmt.Errorf("%w: cluster %d contradicts itself about its subclusters", ErrCorrupt, guest)
@@ -186,7 +187,7 @@ func (m *Image) hole(first, count int64) {
 // readMeta fills p from off and remembers its digest.
 func (m *Image) readMeta(ra io.ReaderAt, p []byte, off int64) error {
 	if n, err := ra.ReadAt(p, off); n < len(p) {
-		if err == nil || err == io.EOF {
+		if err == nil || errors.Is(err, io.EOF) {
 			err = fmt.Errorf("%w: the file ends in it", ErrCorrupt)
 		}
 		return err

@@ -30,7 +30,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.timer.Reset(c.stall)
 	n, err := c.resp.Body.Read(p)
 	c.timer.Stop()
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped EOF is not an end
 		if cause := context.Cause(c.ctx); cause != nil {
 			err = cause
 		}

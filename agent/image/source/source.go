@@ -24,6 +24,9 @@ type Options struct {
 	Client *http.Client
 	// Header goes with every request to the URL's own host and to no other.
 	Header http.Header
+	// Connections above 1 read a ranged object by as many range requests at a
+	// time, 1 MiB each: for servers far away or that pace each connection.
+	Connections int
 	// Stall is how long no byte may arrive before the connection counts as lost; 0 means 30 s.
 	Stall time.Duration
 	// Attempts is how many times in a row a request may fail without progress; 0 means 8.
@@ -64,6 +67,7 @@ var defaultClient = func() *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ReadBufferSize = 64 << 10
 	t.DisableCompression = true
+	t.MaxIdleConnsPerHost = 16
 	return &http.Client{Transport: t}
 }()
 
@@ -136,9 +140,15 @@ func (o *Object) Close() error {
 // Stream reads the object from its first byte to its last. Reading returns
 // io.EOF only after the whole of it; anything less is an *Error.
 func (o *Object) Stream() io.ReadCloser {
-	s := &stream{o: o, end: o.size, body: o.first}
+	first := o.first
 	o.first = nil
-	return s
+	if o.opts.Connections > 1 && o.Ranged() && o.size > partSize {
+		if first != nil {
+			_ = first.Close() // given up, not read
+		}
+		return newParallel(o)
+	}
+	return &stream{o: o, end: o.size, body: first}
 }
 
 // ReadAt reads len(p) bytes at off by one range request, resumed as needed.

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -323,7 +326,7 @@ func TestReadAt(t *testing.T) {
 	if n, err := o.ReadAt(p, 3); n != 4 || err != nil || string(p) != "3456" || requests != 2 {
 		t.Errorf("read %d bytes %q, %v, in %d requests", n, p, err, requests)
 	}
-	if n, err := o.ReadAt(p, 16); n != 0 || err != io.EOF {
+	if n, err := o.ReadAt(p, 16); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("behind the end: %d, %v", n, err)
 	}
 	if err := o.Close(); err != nil {
@@ -341,4 +344,94 @@ func FuzzContentRange(f *testing.F) {
 			t.Errorf("%q gives start %d of %d", s, start, total)
 		}
 	})
+}
+
+// Several connections give the same bytes in the same order, through cuts.
+func TestParallelRanges(t *testing.T) {
+	body := make([]byte, 9<<20+77)
+	for i := range body {
+		body[i] = byte(i * 31 >> 7)
+	}
+	var mu sync.Mutex
+	requests, ranges := 0, map[string]int{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		requests++
+		n := requests
+		ranges[r.Header.Get("Range")]++
+		mu.Unlock()
+		w.Header().Set("ETag", `"e"`)
+		if n%4 == 3 {
+			w = &half{ResponseWriter: w}
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+	}))
+	defer s.Close()
+	o, err := Open(t.Context(), s.URL, Options{Connections: 4, Backoff: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := o.Stream()
+	got, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(got, body) {
+		t.Errorf("read %d bytes that differ", len(got))
+	}
+	if len(ranges) < 10 || o.Resumes() == 0 {
+		t.Errorf("%d ranges, %d resumes", len(ranges), o.Resumes())
+	}
+}
+
+// half breaks a response off in its middle.
+type half struct {
+	http.ResponseWriter
+	n int
+}
+
+func (h *half) Write(p []byte) (int, error) {
+	if h.n += len(p); h.n > 300<<10 {
+		panic(http.ErrAbortHandler)
+	}
+	return h.ResponseWriter.Write(p)
+}
+
+// Closing in the middle, and a part that fails for good, both end everything.
+func TestParallelEnds(t *testing.T) {
+	body := make([]byte, 8<<20)
+	var gone atomic.Bool
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if gone.Load() {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("ETag", `"e"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+	}))
+	defer s.Close()
+	for name, fail := range map[string]bool{"closed": false, "404": true} {
+		t.Run(name, func(t *testing.T) {
+			gone.Store(false)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			o, err := Open(ctx, s.URL, Options{Connections: 3})
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone.Store(fail)
+			r := o.Stream()
+			_, err = io.CopyN(io.Discard, r, 3<<20)
+			if (err != nil) != fail {
+				t.Errorf("error %v", err)
+			}
+			cancel()
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }

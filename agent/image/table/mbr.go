@@ -5,8 +5,6 @@ import "fmt"
 // maxMBR is the first byte that an MBR with 512-byte sectors cannot address.
 const maxMBR = int64(1) << 32 * 512
 
-func isExtended(kind byte) bool { return kind == 0x05 || kind == 0x0f || kind == 0x85 }
-
 func (t *Table) parseMBR() error {
 	// A boot sector of a bare FAT or NTFS volume ends in 55 AA as well; its
 	// partition area holds code or text, which does not look like entries.
