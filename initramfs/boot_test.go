@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/slipway-metal/slipway/initramfs/iso"
 	"github.com/slipway-metal/slipway/initramfs/pack"
 )
 
@@ -191,11 +193,70 @@ func TestASoftPowerOffEndsTheMachine(t *testing.T) {
 }
 
 func TestUEFIVariablesAreThere(t *testing.T) {
-	code, vars := ovmf(t)
-	v := boot(t, ramdisk(t, "cloud"), machine{memory: 256, args: []string{
-		"-drive", "if=pflash,format=raw,readonly=on,file=" + code, "-drive", "if=pflash,format=raw,file=" + vars,
-	}})
+	v := boot(t, ramdisk(t, "cloud"), machine{memory: 256, args: ovmf(t)})
 	v.expect(`slipway: .* firmware: UEFI`)
 	v.expect(`standin: /sys/firmware/efi/efivars: [1-9]\d* +variables`)
 	v.expect(`standin: ready`)
+}
+
+func TestTheUnifiedKernelImageBoots(t *testing.T) {
+	dir := ramdisk(t, "cloud")
+	firmware := ovmf(t)
+	c := &ukiCmd{mediaCmd: mediaCmd{Flavor: "cloud", Out: filepath.Dir(dir), Cmdline: "console=ttyS0"}, Stub: "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"}
+	if _, err := os.Stat(c.Stub); err != nil {
+		t.Skip("needs systemd's EFI stub (Debian: apt-get install systemd-boot-efi)")
+	}
+	if err := c.Run(); err != nil {
+		t.Fatal(err)
+	}
+	esp := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(esp, "EFI/BOOT"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "slipway.efi"), filepath.Join(esp, "EFI/BOOT/BOOTX64.EFI")); err != nil {
+		t.Fatal(err)
+	}
+	v := boot(t, dir, machine{memory: 512, media: true, args: append(firmware, "-drive", "if=virtio,format=raw,readonly=on,file=fat:"+esp)})
+	v.expect(`slipway: .* firmware: UEFI`)
+	v.expect(`standin: ready`)
+}
+
+func TestTheISOBootsWithItsConfiguration(t *testing.T) {
+	dir := ramdisk(t, "cloud")
+	if _, err := exec.LookPath("grub-mkrescue"); err != nil {
+		t.Skip("needs grub-mkrescue (Debian: grub-common grub-pc-bin grub-efi-amd64-bin mtools xorriso)")
+	}
+	file := filepath.Join(t.TempDir(), "slipway.iso")
+	at, err := iso.Build(t.Context(), dir, "console=ttyS0", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := pack.Archive([]pack.File{{Path: "etc/slipway/boot.json", Mode: 0o600, Data: []byte(`{"conductor":"http://192.0.2.2:6385"}`)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := iso.Room(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(room, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		firmware string
+		args     []string
+	}{{"BIOS", nil}, {"UEFI", ovmf(t)}} {
+		t.Run(c.firmware, func(t *testing.T) {
+			v := boot(t, dir, machine{memory: 512, media: true, args: append(c.args, "-cdrom", file)})
+			v.expect(`slipway: .* firmware: ` + c.firmware)
+			v.expect(`standin: /etc/slipway/boot.json: {"conductor":"http://192.0.2.2:6385"}`)
+		})
+	}
 }

@@ -17,13 +17,31 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/slipway-metal/slipway/initramfs/flavor"
+	"github.com/slipway-metal/slipway/initramfs/iso"
 	"github.com/slipway-metal/slipway/initramfs/kernel"
 	"github.com/slipway-metal/slipway/initramfs/pack"
+	"github.com/slipway-metal/slipway/initramfs/uki"
 )
 
 type cli struct {
 	Build buildCmd `cmd:"" help:"Build a kernel and ramdisk into OUT/FLAVOR; does nothing when they are current."`
+	UKI   ukiCmd   `cmd:"" name:"uki" help:"Make OUT/FLAVOR/slipway.efi, a unified kernel image for UEFI."`
+	ISO   isoCmd   `cmd:"" name:"iso" help:"Make OUT/FLAVOR/slipway.iso, bootable by BIOS and UEFI."`
 }
+
+// mediaCmd makes bootable media of what build has made.
+type mediaCmd struct {
+	Flavor  string `default:"metal" enum:"cloud,metal" help:"Which ramdisk."`
+	Out     string `default:"build" type:"path" help:"Directory that build has built into."`
+	Cmdline string `default:"console=tty0 console=ttyS0,115200" help:"The kernel's command line."`
+}
+
+type ukiCmd struct {
+	mediaCmd
+	Stub string `type:"existingfile" default:"/usr/lib/systemd/boot/efi/linuxx64.efi.stub" help:"systemd's EFI stub (Debian: systemd-boot-efi)."`
+}
+
+type isoCmd struct{ mediaCmd }
 
 type buildCmd struct {
 	Flavor    string `default:"cloud" enum:"cloud,metal" help:"Which ramdisk: cloud (virtual machines) or metal."`
@@ -83,6 +101,47 @@ func (b *buildCmd) Run(ctx context.Context) error {
 	}
 	fmt.Printf("%s: %s, %d bytes of %d; kernel %s, %d modules\n",
 		filepath.Join(dir, pack.RamdiskFile), state, m.Bytes, m.Budget, m.Release, len(m.Modules))
+	return nil
+}
+
+// Run makes a unified kernel image.
+func (c *ukiCmd) Run() error {
+	dir := filepath.Join(c.Out, c.Flavor)
+	parts := uki.Parts{Cmdline: c.Cmdline, OSRelease: "ID=slipway\nNAME=Slipway\nPRETTY_NAME=\"Slipway ramdisk\"\n"}
+	for file, into := range map[string]*[]byte{
+		c.Stub: &parts.Stub, filepath.Join(dir, pack.KernelFile): &parts.Kernel, filepath.Join(dir, pack.RamdiskFile): &parts.Ramdisk,
+	} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("make a unified kernel image: %w", err)
+		}
+		*into = data
+	}
+	image, err := uki.Build(parts)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(dir, "slipway.efi")
+	if err := os.WriteFile(file, image, 0o644); err != nil {
+		return fmt.Errorf("make a unified kernel image: %w", err)
+	}
+	fmt.Printf("%s: %d bytes, unsigned\n", file, len(image))
+	return nil
+}
+
+// Run makes an ISO image, and says beside it where its configuration goes.
+func (c *isoCmd) Run(ctx context.Context) error {
+	dir := filepath.Join(c.Out, c.Flavor)
+	file := filepath.Join(dir, "slipway.iso")
+	at, err := iso.Build(ctx, dir, c.Cmdline, file)
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("{\"config_offset\": %d, \"config_bytes\": %d}\n", at, iso.ConfigBytes)
+	if err := os.WriteFile(file+".json", []byte(text), 0o644); err != nil {
+		return fmt.Errorf("note where the ISO's configuration goes: %w", err)
+	}
+	fmt.Printf("%s: room for configuration at byte %d\n", file, at)
 	return nil
 }
 

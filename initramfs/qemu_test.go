@@ -25,6 +25,7 @@ type machine struct {
 	args    []string // devices
 	cmdline string   // after the console's
 	initrd  string   // instead of the build's
+	media   bool     // the firmware boots what args give it, and not the build's files
 }
 
 // vm is a running machine: what its serial console says, line by line.
@@ -49,6 +50,9 @@ func boot(t *testing.T, dir string, m machine) *vm {
 	if m.initrd == "" {
 		m.initrd = filepath.Join(dir, pack.RamdiskFile)
 	}
+	if !m.media {
+		m.args = append(m.args, "-kernel", filepath.Join(dir, pack.KernelFile), "-initrd", m.initrd, "-append", "console=ttyS0 "+m.cmdline)
+	}
 	// A socket's path is at most 108 bytes long, too few for t.TempDir().
 	sockets, err := os.MkdirTemp("", "vm-")
 	if err != nil {
@@ -58,7 +62,6 @@ func boot(t *testing.T, dir string, m machine) *vm {
 	cmd := exec.CommandContext(t.Context(), qemu, append([]string{
 		"-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", fmt.Sprint(m.memory), // -cpu max: without RDRAND getrandom(2) blocks
 		"-nodefaults", "-display", "none", "-no-reboot",
-		"-kernel", filepath.Join(dir, pack.KernelFile), "-initrd", m.initrd, "-append", "console=ttyS0 " + m.cmdline,
 		"-serial", "stdio", "-monitor", "unix:" + v.socket + ",server=on,wait=off",
 		"-device", "virtio-rng-pci",
 	}, m.args...)...)
@@ -204,18 +207,20 @@ func virtioAndNVMe(t *testing.T) []string {
 	}
 }
 
-// ovmf returns the UEFI firmware and a copy of its empty variable store.
-func ovmf(t *testing.T) (code, vars string) {
+// ovmf returns the arguments for UEFI firmware with an empty variable store.
+func ovmf(t *testing.T) []string {
 	t.Helper()
 	const dir = "/usr/share/OVMF"
-	code = filepath.Join(dir, "OVMF_CODE_4M.fd")
 	empty, err := os.ReadFile(filepath.Join(dir, "OVMF_VARS_4M.fd"))
 	if err != nil {
 		t.Skip("needs OVMF (Debian: apt-get install ovmf)")
 	}
-	vars = filepath.Join(t.TempDir(), "vars.fd")
+	vars := filepath.Join(t.TempDir(), "vars.fd")
 	if err := os.WriteFile(vars, empty, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return code, vars
+	return []string{
+		"-drive", "if=pflash,format=raw,readonly=on,file=" + filepath.Join(dir, "OVMF_CODE_4M.fd"),
+		"-drive", "if=pflash,format=raw,file=" + vars,
+	}
 }
