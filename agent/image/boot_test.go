@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/partition/gpt"
+
 	"github.com/slipway-metal/slipway/agent/image/table"
 )
 
@@ -219,6 +222,39 @@ func TestGeometry(t *testing.T) {
 		}
 		dev.assertUntouched()
 	})
+	t.Run("4096-byte sectors", func(t *testing.T) {
+		img := newDevice(t, 24*mib)
+		b, err := file.OpenFromPath(img.f.Name(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := b.Writable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts := []*gpt.Partition{{Index: 1, Start: 256, End: 5000, Type: gpt.EFISystemPartition, Name: "esp"}}
+		if err := (&gpt.Table{LogicalSectorSize: 4096, PhysicalSectorSize: 4096, ProtectiveMBR: true, Partitions: parts}).Write(w, 24*mib); err != nil {
+			t.Fatal(err)
+		}
+		dev := newDevice(t, 40*mib+4096)
+		dev.sector = 4096
+		report, err := write(t, img.bytes(), configDrive(t, "config-2", 9), dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := file.OpenFromPath(dev.f.Name(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = out.Close() }()
+		got, err := gpt.Read(out, 4096, 4096)
+		if err != nil || report.ConfigDrive.Number != 2 || int64(got.Partitions[1].Start)*4096 != report.ConfigDrive.Start {
+			t.Errorf("config drive %+v, go-diskfs says %v", report.ConfigDrive, err)
+		}
+		if !bytes.Equal(dev.bytes()[mib:22*mib], img.bytes()[mib:22*mib]) {
+			t.Error("the disk differs from the image")
+		}
+	})
 	t.Run("image of no whole sector", func(t *testing.T) {
 		body := append(bytes.Repeat([]byte("fs"), 2*mib), 'x')
 		dev := newDevice(t, 8*mib)
@@ -242,4 +278,49 @@ func TestOldBackupTableIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	dev.assertNotBootable()
+}
+
+// However a write ends, by kill -9 or a power cut before any of its writes,
+// the disk boots nothing until the whole image is durable on it.
+func TestNothingBootsBeforeAllIsDurable(t *testing.T) {
+	path := gptImage(t, 12*mib)
+	raw := readFile(t, path)
+	for name, body := range map[string][]byte{"raw": raw, "qcow2": qemuImg(t, path, "-c")} {
+		t.Run(name, func(t *testing.T) {
+			const size = 20 * mib
+			dev := newDevice(t, size)
+			tool(t, "sgdisk", "-n", "1:0:0", dev.f.Name()) // the disk's former life boots
+			tails, checked := 0, 0
+			dev.onWrite = func(off int64) error {
+				dev.mu.Lock()
+				defer dev.mu.Unlock()
+				if off == size-mib {
+					tails++
+				}
+				switch {
+				case tails == 0: // the first write wipes the start
+				case tails == 1 && off != size-mib:
+					dev.assertNotBootable()
+					checked++
+				case tails == 2 && off == size-mib:
+					// The first boot structure is about to be written.
+					if dev.unflushed > 1 { // this write itself
+						t.Errorf("%d writes were not durable before the boot structures", dev.unflushed-1)
+					}
+					if !bytes.Equal(dev.bytes()[mib:11*mib], raw[mib:11*mib]) {
+						t.Error("boot structures are written before the image is whole")
+					}
+					dev.assertNotBootable()
+				}
+				return nil
+			}
+			if _, err := write(t, body, nil, dev); err != nil {
+				t.Fatal(err)
+			}
+			if checked < 5 || tails != 2 {
+				t.Errorf("%d writes seen, the disk's end written %d times", checked, tails)
+			}
+			assertImage(t, dev, raw)
+		})
+	}
 }

@@ -83,7 +83,7 @@ func read(file []byte, limit int64) ([]byte, error) {
 		for off := b.Off; ; {
 			n, err := d.Read(disk[off : b.Off+b.Len])
 			off += int64(n)
-			if err == io.EOF || err == nil && off == b.Off+b.Len {
+			if errors.Is(err, io.EOF) || err == nil && off == b.Off+b.Len {
 				return nil
 			}
 			if err != nil {

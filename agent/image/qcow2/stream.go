@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 
@@ -82,7 +83,7 @@ func (s *streamer) skipTo(host int64) error {
 
 // short turns an end of the file in the middle of a piece into an error.
 func (s *streamer) short(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: the file ends at byte %d in the middle of a cluster", ErrCorrupt, s.pos)
 	}
 	return err
@@ -303,7 +304,7 @@ func (m *Image) ReadHead(ra io.ReaderAt, head []byte) error {
 		for at := off; at < int64(len(head)); {
 			k, err := d.Read(head[at:])
 			at += int64(k)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
