@@ -296,6 +296,35 @@ func TestAFieldOfTheWrongTypeStopsNothing(t *testing.T) {
 	}
 }
 
+// FuzzAnswer: whatever a BMC answers is a state or an error with a class.
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte(`{"PowerState":"On","Boot":{"BootSourceOverrideTarget":"Pxe","BootSourceOverrideEnabled":"Once"}}`))
+	f.Add([]byte(`{"EthernetInterfaces":{"@odata.id":"/redfish/v1/Systems"},"ProcessorSummary":{"Count":"many"}}`))
+	f.Add([]byte(`[]`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/redfish/v1/":
+				_, _ = w.Write([]byte(`{"Systems":{"@odata.id":"/redfish/v1/Systems"}}`))
+			case "/redfish/v1/Systems":
+				_, _ = w.Write([]byte(`{"Members":[{"@odata.id":"/redfish/v1/Systems/1"}]}`))
+			default:
+				_, _ = w.Write(body)
+			}
+		}))
+		defer s.Close()
+		b := openFull(t, "redfish", map[string]any{"redfish_address": s.URL}, bmc.Options{Timeouts: impatient})
+		_, powerErr := b.PowerState(t.Context())
+		_, bootErr := b.BootDevice.BootDevice(t.Context())
+		_, identityErr := b.Identity.Identity(t.Context())
+		for _, err := range []error{powerErr, bootErr, identityErr} {
+			if err != nil {
+				check(t, err, bmc.ErrUnreachable)
+			}
+		}
+	})
+}
+
 func TestSeveralSystemsBehindOneBMC(t *testing.T) {
 	r := newRig(t, func(c *fakebmc.Config) { c.OtherSystems = []string{"blade-2"} })
 	_, err := r.open(t, bmc.Options{}).PowerState(t.Context())

@@ -15,6 +15,7 @@ import (
 
 	"github.com/slipway-metal/slipway/conductor/bmc"
 	"github.com/slipway-metal/slipway/conductor/bmc/bmctest"
+	"github.com/slipway-metal/slipway/testenv/sushy"
 )
 
 // sushyEnv names the sushy-emulator binary (PyPI sushy-tools): a Redfish service
@@ -26,8 +27,18 @@ const sushyEnv = "SLIPWAY_SUSHY"
 func startSushy(t *testing.T, config string) string {
 	t.Helper()
 	bin := os.Getenv(sushyEnv)
-	if bin == "" {
-		t.Skip(sushyEnv + " does not name a sushy-emulator")
+	switch {
+	case bin != "":
+	case os.Getenv("SLIPWAY_LAB") == "":
+		t.Skip(sushyEnv + " does not name a sushy-emulator, and this is not `make lab`")
+	default:
+		cache, err := os.UserCacheDir()
+		if err == nil {
+			bin, err = sushy.Install(t.Context(), filepath.Join(cache, "slipway", "sushy"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

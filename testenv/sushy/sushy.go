@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/template"
 	"time"
 )
@@ -107,8 +108,20 @@ func Missing(emulator string) error {
 var pinned = []string{"sushy-tools==2.2.0", "sushy==5.14.0"}
 
 // Install puts a sushy-emulator into dir, a Python environment, from PyPI, unless
-// it is there, and returns its path. It needs Debian's python3-venv.
+// it is there, and returns its path; callers wait for each other. It needs Debian's
+// python3-venv.
 func Install(ctx context.Context, dir string) (emulator string, err error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close() // unlocks
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
 	emulator = filepath.Join(dir, "bin", "sushy-emulator")
 	if _, err := os.Stat(emulator); err == nil {
 		return emulator, nil

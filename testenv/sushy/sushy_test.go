@@ -2,6 +2,7 @@ package sushy_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -20,19 +21,39 @@ import (
 	"github.com/slipway-metal/slipway/testenv/sushy"
 )
 
-// inside marks the process that runs in a network of its own.
+// inside marks the process that runs in a network of its own, with the emulator.
 const inside = "SLIPWAY_SUSHY_INSIDE"
+
+// emulator is SLIPWAY_SUSHY; `make lab` installs one where that is empty.
+func emulator() (string, error) {
+	if bin := os.Getenv("SLIPWAY_SUSHY"); bin != "" || os.Getenv("SLIPWAY_LAB") == "" {
+		return bin, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return sushy.Install(context.Background(), filepath.Join(cache, "slipway", "sushy"))
+}
 
 // TestMain runs the tests again in a network namespace, where bridges harm nobody.
 func TestMain(m *testing.M) {
-	if os.Getenv("SLIPWAY_QEMU") == "" || os.Getenv("SLIPWAY_SUSHY") == "" || os.Getenv(inside) != "" {
+	if os.Getenv("SLIPWAY_QEMU") == "" || os.Getenv(inside) != "" {
+		os.Exit(m.Run())
+	}
+	bin, err := emulator() // before the namespace: it may need the Internet
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if bin == "" {
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Env = append(os.Environ(), inside+"="+bin)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = netns.Attributes()
-	err := cmd.Run()
+	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
@@ -45,12 +66,14 @@ func TestMain(m *testing.M) {
 }
 
 func TestLibvirtMachinesBehindSushyTools(t *testing.T) {
-	emulator := os.Getenv("SLIPWAY_SUSHY")
-	if os.Getenv(inside) == "" {
-		t.Skip("needs SLIPWAY_QEMU=1 and SLIPWAY_SUSHY, a sushy-emulator")
+	emulator := os.Getenv(inside)
+	if emulator == "" {
+		// Read here too: what TestMain reads does not count for go test's cache.
+		t.Skipf("needs SLIPWAY_QEMU=1 (now %q), and SLIPWAY_SUSHY, a sushy-emulator (now %q), or SLIPWAY_LAB=1 (now %q)",
+			os.Getenv("SLIPWAY_QEMU"), os.Getenv("SLIPWAY_SUSHY"), os.Getenv("SLIPWAY_LAB"))
 	}
 	if err := sushy.Missing(emulator); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	if err := errors.Join(netns.Loopback(), netns.Bridge("br0", netip.MustParsePrefix("10.78.0.1/24"))); err != nil {
 		t.Fatal(err)
