@@ -29,6 +29,7 @@ type server struct {
 	cuts    int   // how many responses are cut; -1 all
 	stall   bool  // instead of breaking, the connection goes silent
 	swap    []byte
+	forget  bool  // ranges are served to the first request only
 	status  []int // of the first responses
 	after   string
 
@@ -80,7 +81,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			body = body[k:]
 			_ = http.NewResponseController(w).Flush()
 		}
-	case s.ranges:
+	case s.ranges && (n == 0 || !s.forget):
 		http.ServeContent(w, r, "", time.Unix(1e9, 0), bytes.NewReader(body))
 	default:
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
@@ -148,6 +149,7 @@ func TestSourceFaults(t *testing.T) {
 		{name: "cut with ranges and ETag", s: &server{body: raw, etag: etagOne, ranges: true, cut: 5 * mib, cuts: -1}},
 		{name: "cut with ranges, date only", s: &server{body: zst, ranges: true, cut: 3 * mib, cuts: 2}},
 		{name: "cut with ranges, weak ETag and date", s: &server{body: gz, etag: `W/"x"`, ranges: true, cut: 3 * mib, cuts: 2}},
+		{name: "cut, ranges no longer served: written again", s: &server{body: raw, etag: etagOne, ranges: true, forget: true, cut: 9 * mib, cuts: 1}},
 		{name: "stall with ranges", s: &server{body: raw, etag: etagOne, ranges: true, cut: 9 * mib, cuts: 1, stall: true}},
 		{name: "stall for ever", s: &server{body: raw, cut: 9 * mib, cuts: -1, stall: true}, want: want{source.ErrNoRanges, "no byte arrived for 200ms", false}},
 		{name: "no progress between cuts", s: &server{body: raw, etag: etagOne, ranges: true, cut: 1, cuts: -1}, want: want{nil, "attempt 4", false}},

@@ -30,7 +30,7 @@ func goMemory() int64 {
 // it work on a machine with 256 MB.
 func TestMemoryIsBounded(t *testing.T) {
 	dir := t.TempDir()
-	raw := gptImage(t, 192*mib)
+	raw := gptImage(t, 96*mib)
 	for name, make := range map[string]func(out string){
 		"raw":        func(out string) { tool(t, "cp", raw, out) },
 		"zstd -19":   func(out string) { tool(t, "zstd", "-q", "-12", "--zstd=wlog=23", raw, "-o", out) }, // -19's window of 8 MiB
@@ -46,7 +46,7 @@ func TestMemoryIsBounded(t *testing.T) {
 				http.ServeFile(w, r, path)
 			}))
 			defer s.Close()
-			dev := openDevice(t, filepath.Join(t.TempDir(), "disk"), 200*mib)
+			dev := openDevice(t, filepath.Join(t.TempDir(), "disk"), 100*mib)
 			debug.FreeOSMemory()
 			base, peak := goMemory(), int64(0)
 			dev.onWrite = func(int64) error {

@@ -91,7 +91,7 @@ func mayTryAgain(req Request, err error) bool {
 func lostForGood(err error) bool {
 	var e *source.Error
 	return errors.Is(err, source.ErrChanged) ||
-		errors.Is(err, source.ErrNoRanges) && errors.As(err, &e) && !e.Permanent
+		errors.Is(err, source.ErrNoRanges) && errors.As(err, &e) && e.Attempts > 0
 }
 
 // try writes from one URL, once.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pierrec/lz4/v4"
+
 	"github.com/slipway-metal/slipway/agent/image/source"
 )
 
@@ -29,12 +31,26 @@ func tool(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// gptImage makes a disk image with an EFI system partition and a root
-// partition by sgdisk: data, zeros, single bytes in zeros, and noise that no
-// compressor shrinks.
+// images are made once for each size: sgdisk ends with a sync of the whole machine.
+var images = map[int64][]byte{}
+
+// gptImage is a disk image with an EFI system partition and a root partition.
 func gptImage(t testing.TB, size int64) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "image.raw")
+	if images[size] == nil {
+		makeGPTImage(t, path, size)
+		images[size] = readFile(t, path)
+		return path
+	}
+	writeFile(t, path, images[size])
+	return path
+}
+
+// makeGPTImage makes one by sgdisk: data, zeros, single bytes in zeros, and
+// noise that no compressor shrinks.
+func makeGPTImage(t testing.TB, path string, size int64) {
+	t.Helper()
 	noise := make([]byte, size)
 	r := rand.NewChaCha8([32]byte{1})
 	for off := int64(mib); off < size-mib; off += mib {
@@ -51,7 +67,6 @@ func gptImage(t testing.TB, size int64) string {
 		t.Fatal(err)
 	}
 	tool(t, "sgdisk", "-n", "1:2048:+4M", "-t", "1:ef00", "-c", "1:esp", "-n", "2:0:0", "-c", "2:root", path)
-	return path
 }
 
 func readFile(t testing.TB, path string) []byte {
@@ -155,6 +170,15 @@ func TestFormats(t *testing.T) {
 		{"zstd -1 frames", Zstd, func() []byte {
 			return compress(t, path, "sh", "-c", "head -c 5999999 | zstd -1 > $0; zstd -1 >> $0; cat $0; ", filepath.Join(t.TempDir(), "m"))
 		}},
+		{"zstd -19 --long", Zstd, func() []byte { return compress(t, path, "zstd", "-19", "--long=27") }},
+		{"lz4", LZ4, func() []byte {
+			var b bytes.Buffer
+			w := lz4.NewWriter(&b)
+			if _, err := w.Write(raw); err != nil || w.Close() != nil {
+				t.Fatal(err)
+			}
+			return b.Bytes()
+		}},
 		{"bzip2", Bzip2, func() []byte { return compress(t, path, "bzip2", "-1") }},
 		{"qcow2 v2", QCOW2, func() []byte { return qemuImg(t, path, "-o", "compat=0.10") }},
 		{"qcow2 v3", QCOW2, func() []byte { return qemuImg(t, path) }},
@@ -169,7 +193,9 @@ func TestFormats(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			body := c.make()
 			dev := newDevice(t, 20*mib)
-			report, err := Write(t.Context(), request(serve(t, body), body), dev, nil)
+			req := request(serve(t, body), body)
+			req.Memory = 256 * mib // --long wants a window of 128 MiB
+			report, err := Write(t.Context(), req, dev, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,6 +7,7 @@ package source
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -166,7 +167,7 @@ func (o *Object) ReadAt(p []byte, off int64) (int, error) {
 	for n < int(end-off) {
 		m, err := s.Read(p[n : end-off])
 		n += m
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -207,14 +208,13 @@ func (s *stream) Read(p []byte) (int, error) {
 		}
 		n, err := s.body.Read(p)
 		s.off += int64(n)
+		ended := err == io.EOF //nolint:errorlint // a wrapped EOF is not an end
 		switch {
 		case err == nil:
-		case err == io.EOF && s.end < 0:
-			s.err = io.EOF // the server said that this is the end
-		case err == io.EOF && s.off == s.end:
+		case ended && (s.end < 0 || s.off == s.end): // of unknown length: the server said that this is the end
 			s.err = io.EOF
 		default:
-			if err == io.EOF {
+			if ended {
 				err = io.ErrUnexpectedEOF
 			}
 			s.lost(err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"strings"
+	"unicode"
 	"unicode/utf16"
 )
 
@@ -245,5 +246,11 @@ func nameString(b []byte) string {
 		}
 		u = append(u, c)
 	}
-	return string(utf16.Decode(u))
+	// Names are the image's and end up on terminals: no control characters.
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, string(utf16.Decode(u)))
 }
