@@ -38,8 +38,8 @@ func isInterface(name string) bool {
 
 // ramdiskProperties are driver_info keys that every driver with a ramdisk takes.
 var ramdiskProperties = map[string]string{
-	"deploy_kernel":        "URL of the kernel of another ramdisk than the conductor's own. Optional.",
-	"deploy_ramdisk":       "URL of another ramdisk. Optional.",
+	"deploy_kernel":        "Taken for Ironic's clients; machines boot the conductor's own kernel.",
+	"deploy_ramdisk":       "Taken for Ironic's clients; machines boot the conductor's own ramdisk.",
 	"kernel_append_params": "Additional kernel parameters for the ramdisk. Optional.",
 }
 
@@ -51,17 +51,7 @@ var standardDrivers = []Driver{
 		"management": {"fake"}, "network": {"noop"}, "power": {"fake"}, "raid": {"fake", "agent", "no-raid"},
 		"rescue": {"fake", "agent", "no-rescue"}, "storage": {"noop", "fake"}, "vendor": {"fake", "no-vendor"},
 	}},
-	{Name: "redfish", Interfaces: withRamdisk("redfish"), Properties: map[string]string{
-		"redfish_address":       "URL of the Redfish service, such as https://bmc.example.com. Required.",
-		"redfish_system_id":     "Path of the system, such as /redfish/v1/Systems/1. Required where the BMC manages several systems.",
-		"redfish_username":      "User name. Optional.",
-		"redfish_password":      "Password. Optional.",
-		"redfish_verify_ca":     "true, false, or the path of a CA bundle, to verify the BMC's certificate by. Optional, true by default.",
-		"redfish_auth_type":     "basic, session or auto. Optional, auto by default.",
-		"redfish_root_prefix":   "Prefix of the service root. Optional, /redfish/v1 by default.",
-		"redfish_deploy_iso":    "URL of another ISO to boot by virtual media. Optional.",
-		"redfish_firmware_path": "Unused; taken for compatibility.",
-	}},
+	{Name: "redfish", Interfaces: withRamdisk("redfish")},
 	{Name: "manual-management", Interfaces: func() map[string][]string {
 		m := withRamdisk("manual-management")
 		m["power"], m["management"] = []string{"agent", "fake"}, []string{"noop", "fake"}
@@ -77,8 +67,17 @@ func withRamdisk(bmc string) map[string][]string {
 	}
 }
 
-// StandardDrivers returns the rows of every driver that conductor/bmc has.
-func StandardDrivers() []Driver { return slices.Clone(standardDrivers) }
+// StandardDrivers returns the rows of every driver that conductor/bmc has;
+// properties tells a driver's driver_info keys.
+func StandardDrivers(properties func(driver string) map[string]string) []Driver {
+	out := slices.Clone(standardDrivers)
+	for i := range out {
+		if properties != nil {
+			out[i].Properties = properties(out[i].Name)
+		}
+	}
+	return out
+}
 
 // driverSet is the enabled drivers.
 type driverSet []Driver

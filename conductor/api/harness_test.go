@@ -139,7 +139,7 @@ func newRig(tb testing.TB, change ...func(*Config)) *rig {
 		}
 	})
 	r.st, r.power = st, &testPower{st: st}
-	cfg := Config{Store: st, Events: r.hub, Power: r.power, Drivers: StandardDrivers(), Live: r.live, Now: r.clock.now}
+	cfg := Config{Store: st, Events: r.hub, Power: r.power, Drivers: StandardDrivers(nil), Live: r.live, Now: r.clock.now}
 	for _, c := range change {
 		c(&cfg)
 	}

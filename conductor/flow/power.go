@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -66,7 +67,11 @@ func (d *Deps) BootDisk(ctx context.Context, j *work.Job, f *Finish, p any) work
 		}
 	}
 	if bd, ok := b.(bmc.BootDevice); ok {
-		if err := bd.SetBootDevice(ctx, bmc.DeviceDisk, true); err != nil {
+		err := bd.SetBootDevice(ctx, bmc.DeviceDisk, true)
+		if errors.Is(err, bmc.ErrUnsupported) { // some keep no lasting override: then the firmware's own order follows
+			err = bd.SetBootDevice(ctx, bmc.DeviceDisk, false)
+		}
+		if err != nil {
 			return d.bmcFailed(ctx, j, "set boot device to disk", err, p)
 		}
 		d.Record(ctx, j.Node.UUID, event.Evidence{Hop: event.HopDisk, Fact: "boot device set to disk", OK: true})

@@ -208,7 +208,12 @@ func (d *Deps) bmcFailed(ctx context.Context, j *work.Job, what string, err erro
 	if Permanent(err) || j.Attempt >= bmcTries {
 		return work.Fail{Cause: err, Next: "check the BMC's address and credentials in driver_info and its own log, then retry the verb"}
 	}
-	return work.Retry{After: time.Duration(1<<j.Attempt) * time.Second, Cause: err, Payload: p}
+	after := time.Duration(1<<j.Attempt) * time.Second
+	var be *bmc.Error
+	if errors.As(err, &be) && !be.RetryAt.IsZero() {
+		after = max(after, be.RetryAt.Sub(d.Now()))
+	}
+	return work.Retry{After: after, Cause: err, Payload: p}
 }
 
 // agentFailed turns an error of the command API into a result: silence is

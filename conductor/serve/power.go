@@ -99,3 +99,62 @@ func (r record) Store(ctx context.Context, s bmc.PowerState) error {
 	})
 	return err
 }
+
+// driverProperties tells a driver's driver_info keys.
+func driverProperties(driver string) map[string]string {
+	props, err := bmc.Properties(driver)
+	if err != nil { // a driver without a BMC
+		return nil
+	}
+	return props
+}
+
+// bootDevices opens the node's BMC as far as it can choose a boot device.
+func (p *power) bootDevices(ctx context.Context, uuid string) (bmc.BootDevice, error) {
+	n, err := p.deps.Store.Node(ctx, uuid)
+	if err != nil {
+		return nil, err
+	}
+	b, err := p.deps.BMC(n)
+	if err != nil {
+		return nil, err
+	}
+	bd, ok := b.(bmc.BootDevice)
+	if !ok {
+		return nil, bmc.ErrUnsupported
+	}
+	return bd, nil
+}
+
+// BootDevice asks the BMC what the machine boots from.
+func (p *power) BootDevice(ctx context.Context, uuid string) (string, bool, error) {
+	bd, err := p.bootDevices(ctx, uuid)
+	if err != nil {
+		return "", false, err
+	}
+	b, err := bd.BootDevice(ctx)
+	return string(b.Device), b.Persistent, err
+}
+
+// SetBootDevice makes the machine boot from device.
+func (p *power) SetBootDevice(ctx context.Context, uuid, device string, persistent bool) error {
+	bd, err := p.bootDevices(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	return bd.SetBootDevice(ctx, bmc.Device(device), persistent)
+}
+
+// SupportedBootDevices lists what the machine offers.
+func (p *power) SupportedBootDevices(ctx context.Context, uuid string) ([]string, error) {
+	bd, err := p.bootDevices(ctx, uuid)
+	if err != nil {
+		return nil, err
+	}
+	devices, err := bd.BootDevices(ctx)
+	out := make([]string, len(devices))
+	for i, d := range devices {
+		out[i] = string(d)
+	}
+	return out, err
+}

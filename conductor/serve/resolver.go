@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/slipway-metal/slipway/conductor/boot"
 	"github.com/slipway-metal/slipway/conductor/flow"
@@ -66,7 +68,14 @@ func (v *resolver) plan(n *store.Node, mac string) boot.Plan {
 	p.Netboot, p.Path = true, path
 	p.Kernel = filepath.Join(v.ramdisk, "vmlinuz")
 	p.Initrd = filepath.Join(v.ramdisk, "initramfs.cpio.zst")
-	p.Cmdline = v.kernelArgs
+	p.Cmdline = slices.Clone(v.kernelArgs)
+	// boot refuses words that could be read as script.
+	for _, m := range []map[string]any{n.DriverInfo, n.InstanceInfo} {
+		if args, ok := m["kernel_append_params"].(string); ok {
+			p.Cmdline = append(p.Cmdline, strings.Fields(args)...)
+			break
+		}
+	}
 	p.Config = agent.BootConfig{
 		Conductor: v.conductor, Nonce: v.secrets.Nonce(path), NodeUUID: n.UUID, BootMAC: mac, Slipway: true,
 	}

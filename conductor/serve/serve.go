@@ -119,7 +119,7 @@ func newAPI(ctx context.Context, cfg Config, st store.Store, hub *events.Hub, li
 		}
 	}
 	return api.New(api.Config{
-		Store: st, Events: hub, Live: live, Power: &power{ctx, deps, log, powerLimit}, Drivers: api.StandardDrivers(),
+		Store: st, Events: hub, Live: live, Power: &power{ctx, deps, log, powerLimit}, Drivers: api.StandardDrivers(driverProperties),
 		Conductor: name, Auth: auth, FastTrack: true, Now: time.Now, Log: log,
 	})
 }
