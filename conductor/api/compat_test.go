@@ -70,10 +70,9 @@ func (r *rig) conduct(t *testing.T) {
 }
 
 type cli struct {
-	t    *testing.T
-	bin  string
-	env  []string
-	last string
+	t   *testing.T
+	bin string
+	env []string
 }
 
 func newCLI(t *testing.T, dir, url string) *cli {

@@ -141,10 +141,8 @@ func (s *server) admit(ctx context.Context, n *store.Node, c *claim) (string, er
 	return s.issue(ctx, n, c)
 }
 
-// replyLost is how long the same boot may ask again with the nonce it spent,
-// as long as the token it got was never used: the answer was lost on the way.
-const replyLost = time.Minute
-
+// admitByNonce lets the boot that spent a nonce ask again with it as long as the
+// token it got was never used: the answer was lost on the way.
 func (s *server) admitByNonce(ctx context.Context, n *store.Node, c *claim) (string, error) {
 	now := s.now()
 	b, err := s.store.SpendNonce(ctx, c.nonce, now)

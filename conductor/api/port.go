@@ -276,8 +276,8 @@ func (s *server) newPort(r *http.Request) (*store.Port, error) {
 // plainSchema drops the prefix from the MAC's refusal, which Ironic words without it.
 func plainSchema(err error) error {
 	var f *fault
-	if i := -1; errors.As(err, &f) {
-		if i = strings.Index(f.text, "Expected "); i > 0 {
+	if errors.As(err, &f) {
+		if i := strings.Index(f.text, "Expected "); i > 0 {
 			return bad("%s", f.text[i:])
 		}
 	}

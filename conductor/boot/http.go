@@ -332,7 +332,7 @@ func (p *padded) Read(b []byte) (int, error) {
 	case p.at < p.size:
 		n, err := p.file.Read(b[:min(int64(len(b)), p.size-p.at)])
 		p.at += int64(n)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF // the file became shorter
 		}
 		return n, err

@@ -91,7 +91,7 @@ func parseHint(name string, kind hintKind, v any) (hint, error) {
 	h := hint{name: name, kind: kind}
 	text, err := hintText(v)
 	if err != nil {
-		return h, fmt.Errorf("%w: %s: %v", ErrBadHint, name, err)
+		return h, fmt.Errorf("%w: %s: %w", ErrBadHint, name, err)
 	}
 	if kind == hintBool {
 		if h.want, err = parseBool(text); err != nil {

@@ -198,7 +198,7 @@ func (l *Lab) DialContext(ctx context.Context, network, address string) (net.Con
 	}
 	head, err := readHead(conn)
 	if err != nil || len(head) < 12 || head[9:12] != "101" {
-		return nil, errors.Join(fmt.Errorf("dial %s inside the lab: refused: %q %v", address, head, err), conn.Close())
+		return nil, errors.Join(fmt.Errorf("dial %s inside the lab: refused: %q %v", address, head, err), conn.Close()) //nolint:errorlint // err may be nil
 	}
 	return conn, nil
 }

@@ -50,7 +50,7 @@ func probeKVM() error {
 	defer func() { _ = dev.Close() }()
 	version, err := unix.IoctlRetInt(int(dev.Fd()), kvmGetAPIVersion)
 	if err != nil || version != 12 {
-		return fmt.Errorf("KVM here speaks API version %d, QEMU needs 12 (%v)", version, err)
+		return fmt.Errorf("KVM here speaks API version %d, QEMU needs 12 (%v)", version, err) //nolint:errorlint // err may be nil
 	}
 	vm, err := unix.IoctlRetInt(int(dev.Fd()), kvmCreateVM)
 	if err != nil {

@@ -116,7 +116,7 @@ func lanParameter(f *os.File, channel, parameter, set byte) ([]byte, error) {
 	req := &ipmiReq{addr: unsafe.Pointer(addr), addrSize: uint32(unsafe.Sizeof(*addr)), id: int64(parameter),
 		msg: ipmiMsg{netFn: ipmiTransport, cmd: ipmiGetLAN, size: uint16(len(data)), data: unsafe.Pointer(&data[0])}}
 	fd := f.Fd()
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(ipmiSend), uintptr(unsafe.Pointer(req))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ipmiSend, uintptr(unsafe.Pointer(req))); errno != 0 {
 		return nil, fmt.Errorf("IPMI send: %w", errno)
 	}
 	for deadline := time.Now().Add(ipmiTimeout); ; {
@@ -134,7 +134,7 @@ func lanParameter(f *os.File, channel, parameter, set byte) ([]byte, error) {
 		pin.Pin(&buf[0])
 		recv := &ipmiRecv{addr: unsafe.Pointer(addr), addrSize: uint32(unsafe.Sizeof(*addr)),
 			msg: ipmiMsg{size: uint16(len(buf)), data: unsafe.Pointer(&buf[0])}}
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(ipmiReceiveTrunc), uintptr(unsafe.Pointer(recv))); errno != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ipmiReceiveTrunc, uintptr(unsafe.Pointer(recv))); errno != 0 {
 			return nil, fmt.Errorf("IPMI receive: %w", errno)
 		}
 		if recv.id != int64(parameter) {

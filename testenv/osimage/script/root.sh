@@ -12,7 +12,12 @@ tar --extract --file "$tree" --directory "$root" --numeric-owner --xattrs --xatt
 cp -R --no-preserve=ownership "$overlay/." "$root/"
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
 for unit; do
-	ln -sf /dev/null "$root/etc/systemd/system/$unit"
+	case $unit in
+	*-generator) dir=system-generators ;;
+	*) dir=system ;;
+	esac
+	mkdir -p "$root/etc/systemd/$dir"
+	ln -sf /dev/null "$root/etc/systemd/$dir/$unit"
 done
 for unit in slipway-firstboot slipway-ready systemd-networkd; do
 	[ ! -e "$root/lib/systemd/system/$unit.service" ] ||
