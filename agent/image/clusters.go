@@ -54,8 +54,11 @@ func (a *attempt) copyClusters(content io.Reader) error {
 		}
 	})
 	workers := min(runtime.GOMAXPROCS(0), 4)
+	if a.qcow.ClusterSize > chunkSize { // batches of 2 MiB: fewer of them
+		workers = min(workers, 2)
+	}
 	a.decoders = workers
-	free := make(chan *qcow2.Batch, 2*workers)
+	free := make(chan *qcow2.Batch, workers+2)
 	for range cap(free) {
 		free <- &qcow2.Batch{}
 	}

@@ -150,9 +150,16 @@ func (m *Image) mapCompressed(guest int64, entry uint64) error {
 	if off >= m.fileSize || off < m.ClusterSize {
 		return fmt.Errorf("%w: compressed cluster %d at byte %d is outside of the file of %d bytes", ErrCorrupt, guest, off, m.fileSize)
 	}
+	if n > m.maxCompressed() {
+		return fmt.Errorf("%w: compressed cluster %d takes %d bytes, more than it holds", ErrCorrupt, guest, n)
+	}
 	// The sector count may reach past a file that ends with the data.
 	return m.add(newExtent(off, guest, compressed, min(n, m.fileSize-off)))
 }
+
+// maxCompressed is the most bytes of the file that a compressed cluster may
+// take: what does not shrink is stored plain, and its end is a sector's.
+func (m *Image) maxCompressed() int64 { return m.ClusterSize + 512 }
 
 func (m *Image) addPlain(off, guest int64) error {
 	if k := len(m.extents) - 1; k >= 0 {

@@ -45,7 +45,7 @@ type streamer struct {
 // it is complete. get returns an empty batch to fill, which may be one that
 // was emitted and used before.
 func (m *Image) Stream(r io.Reader, get func() (*Batch, error), emit func(*Batch) error) error {
-	s := &streamer{m: m, r: bufio.NewReaderSize(r, int(2*m.ClusterSize+512<<10)), get: get, emit: emit}
+	s := &streamer{m: m, r: bufio.NewReaderSize(r, int(m.maxCompressed()+256<<10)), get: get, emit: emit}
 	for _, e := range m.extents {
 		if err := s.skipTo(e.host); err != nil {
 			return err
@@ -167,7 +167,7 @@ func (s *streamer) room(off, size, n int64) error {
 	if err != nil {
 		return err
 	}
-	if want := max(batchSize, 2*s.m.ClusterSize); int64(cap(b.buf)) < want {
+	if want := max(batchSize, s.m.maxCompressed()); int64(cap(b.buf)) < want {
 		b.buf = make([]byte, 0, want)
 	}
 	b.Off, b.Len, b.buf, b.pieces = off, 0, b.buf[:0], b.pieces[:0]
