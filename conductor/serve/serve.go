@@ -88,7 +88,10 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 	if cfg.CallbackTimeout > 0 {
 		deps.Config.Callback = cfg.CallbackTimeout
 	}
-	deps.Record = func(ctx context.Context, node string, e event.Evidence) { keep(ctx, st, hub, log, node, "", e) }
+	deps.Record = func(ctx context.Context, node string, e event.Evidence) {
+		log.LogAttrs(ctx, slog.LevelInfo, e.Hop+": "+e.Fact, slog.String("node", node), slog.Any("detail", e.Detail))
+		keep(ctx, st, hub, log, node, "", e)
+	}
 	st.OnChange(func(n *store.Node, t *store.Transition) { publishState(hub, n, t) })
 
 	c := &conductor{bmcs: bmcs}

@@ -95,7 +95,7 @@ func parseHint(name string, kind hintKind, v any) (hint, error) {
 	}
 	if kind == hintBool {
 		if h.want, err = parseBool(text); err != nil {
-			return h, fmt.Errorf("%w: %s: %v", ErrBadHint, name, err)
+			return h, fmt.Errorf("%w: %s: %w", ErrBadHint, name, err)
 		}
 		return h, nil
 	}

@@ -85,22 +85,26 @@ func (r *rig) deployTo(url, digest string, extra ...string) {
 	r.slipway(append([]string{"node", "deploy", "e2e-1", "--yes", "--wait", "--timeout", "12m", "--image", url, "--digest", digest, "--ssh-key", key}, extra...)...)
 }
 
+// ready brings the node to available.
+func (r *rig) ready() {
+	r.t.Helper()
+	r.enrol()
+	r.slipway("node", "inspect", "e2e-1", "--wait", "--timeout", "5m")
+	r.checkInventory()
+	r.slipway("node", "provide", "e2e-1", "--wait", "--timeout", "5m")
+}
+
 // TestDeploy is the main job, once, with the quick image.
 func TestDeploy(t *testing.T) {
 	r := newRig(t, quick)
 	begun := time.Now()
-	r.enrol()
-	r.slipway("node", "inspect", "e2e-1", "--wait", "--timeout", "3m")
-	r.checkInventory()
-	r.slipway("node", "provide", "e2e-1", "--wait", "--timeout", "3m")
+	r.ready()
 	if out := r.slipway("plan", "e2e-1"); !strings.Contains(out, "OVERWRITES it") || !strings.Contains(out, "e2e-disk") {
 		t.Errorf("plan does not name the disk:\n%s", out)
 	}
 	url, digest := r.image("quick", "raw.zst")
 	r.deployTo(url, digest)
-	if got := r.ssh("hostname; cat /proc/sys/kernel/osrelease >/dev/null; findmnt -no FSTYPE /"); got != "e2e-1\next4" {
-		t.Errorf("logged in to %q, want host e2e-1 on ext4", got)
-	}
+	r.checkLogin()
 	total := time.Since(begun)
 	events := r.events()
 	f := figuresOf(t, events)
@@ -109,6 +113,14 @@ func TestDeploy(t *testing.T) {
 	checkProgress(t, events)
 	r.checkNoSecrets(events)
 	r.checkDisk()
+}
+
+// checkLogin: the system has the name and the key of its config drive.
+func (r *rig) checkLogin() {
+	r.t.Helper()
+	if got := r.ssh("hostname; findmnt -no FSTYPE /"); got != "e2e-1\next4" {
+		r.t.Errorf("logged in to %q, want host e2e-1 on ext4", got)
+	}
 }
 
 // checkInventory: the machine is described as it was made.
