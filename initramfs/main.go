@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -76,6 +77,11 @@ func (b *buildCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	unlock, err := lock(b.Out)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	programs := filepath.Join(b.Out, "programs")
 	in := pack.Inputs{Flavor: f, Kernel: pkg, Init: filepath.Join(programs, "init"), Agent: b.Agent}
 	if err := goBuild(ctx, "./initramfs/init", in.Init); err != nil {
@@ -102,6 +108,22 @@ func (b *buildCmd) Run(ctx context.Context) error {
 	fmt.Printf("%s: %s, %d bytes of %d; kernel %s, %d modules\n",
 		filepath.Join(dir, pack.RamdiskFile), state, m.Bytes, m.Budget, m.Release, len(m.Modules))
 	return nil
+}
+
+// lock keeps two builds into one directory (make -j) from writing over each
+// other; the second waits, and then finds everything current.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the build directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, ".initramfs.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock the build directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the build directory: %w", err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil // closing unlocks
 }
 
 // Run makes a unified kernel image.

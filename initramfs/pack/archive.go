@@ -5,6 +5,7 @@ package pack
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -28,8 +29,6 @@ type File struct {
 // Archive returns the newc cpio archive of the files and of the directories
 // above them. Times are zero, owners root, inodes counted in order of paths.
 func Archive(files []File, devices ...cpio.Record) ([]byte, error) {
-	files = slices.Clone(files)
-	slices.SortStableFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	var records []cpio.Record
 	seen := make(map[string]bool)
 	for _, f := range files {
@@ -54,7 +53,7 @@ func Archive(files []File, devices ...cpio.Record) ([]byte, error) {
 			records = append(records, cpio.Directory(dir, 0o755))
 		}
 	}
-	slices.SortStableFunc(records, func(a, b cpio.Record) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortStableFunc(records, byDepth)
 
 	var out bytes.Buffer
 	w := cpio.Newc.Writer(&out)
@@ -69,6 +68,13 @@ func Archive(files []File, devices ...cpio.Record) ([]byte, error) {
 		return nil, fmt.Errorf("pack ramdisk: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// byDepth puts directories before what is in them, and the two Go programs,
+// /init and /bin/slipway-agent, next to each other, the small one first: then the
+// compressor's window reaches from one's Go runtime to the other's (0.2 MB).
+func byDepth(a, b cpio.Record) int {
+	return cmp.Or(cmp.Compare(strings.Count(a.Name, "/"), strings.Count(b.Name, "/")), strings.Compare(a.Name, b.Name))
 }
 
 // Devices are the nodes that must exist before PID 1 has mounted devtmpfs: the

@@ -19,7 +19,7 @@ import (
 
 // format is part of every stamp: raise it when the same inputs are to give
 // other bytes, and everybody's ramdisk is built anew.
-const format = 1
+const format = 2
 
 // Names of what a build leaves in its directory.
 const (
