@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/slipway-metal/slipway/agent/image/qcow2"
 	"github.com/slipway-metal/slipway/agent/image/source"
@@ -32,7 +33,8 @@ type attempt struct {
 
 	network, hashing, decoding, writing meter
 
-	decoders int // goroutines that share decoding
+	consumed atomic.Int64 // bytes of the source that decoding has taken
+	decoders int          // goroutines that share decoding
 
 	wrote      bool
 	imageBytes int64
@@ -111,6 +113,7 @@ func (a *attempt) open() (io.Reader, error) {
 	}
 	a.format = format
 	r = io.MultiReader(bytes.NewReader(first), r)
+	r = &counted{r, &a.consumed}
 	if format == QCOW2 {
 		return r, a.openQCOW2(first)
 	}
@@ -123,6 +126,18 @@ func (a *attempt) open() (io.Reader, error) {
 	a.decode = &decodeStage{format: format, memory: a.req.Memory, m: &a.decoding}
 	a.stages = append(a.stages, a.decode)
 	return a.decode.Wrap(r)
+}
+
+// counted counts what is read through it.
+type counted struct {
+	r io.Reader
+	n *atomic.Int64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 func (a *attempt) readAhead(r io.Reader) io.Reader {
@@ -139,6 +154,9 @@ func (a *attempt) checkSizes(first []byte) error {
 	}
 	if d.size > a.dev.Size() {
 		return tooLarge(d.size, a.dev)
+	}
+	if d.size > 0 {
+		a.p.all(d.size)
 	}
 	if d.window > windowCap(a.req.Memory) {
 		return windowError(a.format, d.window, a.req.Memory)

@@ -21,6 +21,7 @@ type progress struct {
 	a        *attempt
 	stage    string
 	imageOut int64
+	imageAll int64   // bytes of the unpacked image, 0 when its headers don't say
 	past     []int64 // Done, one a second, newest last
 }
 
@@ -58,7 +59,7 @@ func (p *progress) stop() {
 func (p *progress) watch(a *attempt) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.a, p.imageOut, p.past = a, 0, nil
+	p.a, p.imageOut, p.imageAll, p.past = a, 0, 0, nil
 }
 
 func (p *progress) phase(s string) {
@@ -73,6 +74,16 @@ func (p *progress) out(n int64) {
 	p.imageOut = max(p.imageOut, n)
 }
 
+// all notes the size of the unpacked image: progress is then told in its bytes.
+func (p *progress) all(n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.imageAll = n
+}
+
+// event measures by the image's own bytes where its headers give their number,
+// else by the bytes that decoding has taken: those off the network run ahead of
+// the disk by all that is queued between.
 func (p *progress) event() (event.Progress, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,9 +92,12 @@ func (p *progress) event() (event.Progress, bool) {
 	}
 	e := event.Progress{
 		Step: "write_image", Stage: p.stage,
-		Done: p.a.network.bytes.Load(), Total: max(p.a.obj.Size(), 0),
+		Done: p.a.consumed.Load(), Total: max(p.a.obj.Size(), 0),
 		BytesIn: p.a.network.bytes.Load(), BytesOut: p.imageOut,
 		StageNanos: map[string]int64{},
+	}
+	if p.imageAll > 0 {
+		e.Done, e.Total = p.imageOut, p.imageAll
 	}
 	if p.stage == PhaseWrite {
 		for _, s := range p.a.stageReports() {
