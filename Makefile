@@ -54,6 +54,8 @@ test-e2e: bin ramdisk image
 	@source scripts/go-env && SLIPWAY_QEMU=1 go test -count=1 -timeout 15m -v -run 'TestDeploy' ./testenv/e2e
 
 lab: setup bin ramdisk ramdisk-metal image
+	@scripts/setup lab
+	@bin/slipway-lab image build cloud-init
 	@source scripts/go-env && SLIPWAY_QEMU=1 SLIPWAY_LAB=1 go test -count=1 -timeout 80m -v ./testenv/... ./initramfs/... ./conductor/boot/... ./conductor/bmc/...
 
 bench: setup bin ramdisk ramdisk-metal image

@@ -12,7 +12,7 @@ import (
 )
 
 // figuresOf reads the times of the way out of its events, seconds.
-func figuresOf(t *testing.T, events []event.Event) map[string]float64 {
+func figuresOf(t *testing.T, events []event.Event, login time.Time) map[string]float64 {
 	t.Helper()
 	var on, active time.Time
 	f := map[string]float64{}
@@ -47,7 +47,28 @@ func figuresOf(t *testing.T, events []event.Event) map[string]float64 {
 		return f
 	}
 	f["power-on to active, s"] = active.Sub(on).Seconds()
+	f["power-on to SSH login, s"] = login.Sub(on).Seconds()
 	return f
+}
+
+// inventoryFigures is the time from power-on to inventory, seconds.
+func inventoryFigures(t *testing.T, events []event.Event) float64 {
+	t.Helper()
+	var on time.Time
+	for _, e := range events {
+		var v event.Evidence
+		if e.Kind != event.KindEvidence || json.Unmarshal(e.Data, &v) != nil {
+			continue
+		}
+		if v.Fact == "power on confirmed" {
+			on = e.Time
+		}
+		if v.Hop == event.HopInventory && v.OK && !on.IsZero() {
+			return e.Time.Sub(on).Seconds()
+		}
+	}
+	t.Fatal("the events tell of no inventory")
+	return 0
 }
 
 // record prints figures and keeps them in build/bench.
