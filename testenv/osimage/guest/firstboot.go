@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -28,15 +27,7 @@ const instanceFile = "var/lib/slipway/instance"
 // firstBoot applies the config drive to the system at root, once an instance,
 // and makes the SSH host key if there is none.
 func firstBoot(root string) error {
-	err := applyDrive(root)
-	key := filepath.Join(root, "etc/ssh/ssh_host_ed25519_key")
-	if _, serr := os.Stat(key); serr != nil {
-		out, kerr := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput()
-		if kerr != nil {
-			err = errors.Join(err, fmt.Errorf("make the host key: %w: %s", kerr, out))
-		}
-	}
-	return err
+	return errors.Join(applyDrive(root), makeHostKey(filepath.Join(root, "etc/ssh/ssh_host_ed25519_key")))
 }
 
 func applyDrive(root string) error {

@@ -74,7 +74,7 @@ func writeNetworks(b *strings.Builder, link string, networks []network) (known b
 		switch n.Type {
 		case "ipv4_dhcp":
 			b.WriteString("DHCP=ipv4\n")
-			routes.WriteString("\n[DHCPv4]\nClientIdentifier=mac\n")
+			routes.WriteString("\n[DHCPv4]\nClientIdentifier=mac\nUseHostname=no\nUseTimezone=no\n")
 		case "ipv4":
 			prefix, err := prefixOf(n.Address, n.Netmask)
 			if err != nil {
