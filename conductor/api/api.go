@@ -48,6 +48,11 @@ type Config struct {
 	Power   Power
 	Drivers []Driver
 	Live    *Live
+	// Logs keeps what agents said; nil keeps nothing.
+	Logs interface {
+		Tail(nodeUUID string, limit int) ([]event.Event, error)
+		Forget(nodeUUID string)
+	}
 	// Conductor is this conductor's name in replies, "localhost" by default.
 	Conductor string
 	// PublicURL, when set, is the scheme and host in links instead of what the request used.

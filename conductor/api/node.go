@@ -284,6 +284,9 @@ func (s *server) deleteNode(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.live.forget(n.UUID)
+	if s.cfg.Logs != nil {
+		s.cfg.Logs.Forget(n.UUID)
+	}
 	w.WriteHeader(http.StatusNoContent)
 }
 

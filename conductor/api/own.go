@@ -13,6 +13,7 @@ import (
 	"github.com/slipway-metal/slipway/conductor/explain"
 	"github.com/slipway-metal/slipway/conductor/store"
 	"github.com/slipway-metal/slipway/proto/agent"
+	"github.com/slipway-metal/slipway/proto/event"
 )
 
 // routesOwn is Slipway's API: what Ironic's has no word for.
@@ -30,6 +31,7 @@ func (s *server) routesOwn(r chi.Router) {
 		r.Get("/events", s.streamEvents) // streams: no time limit
 		r.With(limits(maxBody)).Get("/nodes/{node}/explain", s.explainNode)
 		r.With(limits(maxBody)).Get("/nodes/{node}/plan", s.planNode)
+		r.With(limits(maxBody)).Get("/nodes/{node}/log", s.nodeLog)
 	})
 }
 
@@ -82,6 +84,29 @@ func (s *server) explainNode(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.writeJSON(w, r, http.StatusOK, explain.Explain(in))
+}
+
+// logLines is how many kept events GET log shows at most.
+const logLines = 2000
+
+// nodeLog shows what the node's agent said last, and the hops and steps beside it.
+func (s *server) nodeLog(w http.ResponseWriter, r *http.Request) {
+	n, err := s.node(r)
+	if err == nil && s.cfg.Logs == nil {
+		err = client(http.StatusNotFound, "This conductor keeps no logs of nodes.")
+	}
+	var kept []event.Event
+	if err == nil {
+		kept, err = s.cfg.Logs.Tail(n.UUID, logLines)
+	}
+	if err != nil {
+		s.problem(w, r, err)
+		return
+	}
+	if kept == nil {
+		kept = []event.Event{}
+	}
+	s.writeJSON(w, r, http.StatusOK, map[string]any{"events": kept})
 }
 
 // Plan is what a deploy of the node would do to its disks.

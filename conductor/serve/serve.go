@@ -25,6 +25,7 @@ import (
 	"github.com/slipway-metal/slipway/conductor/events"
 	"github.com/slipway-metal/slipway/conductor/flow"
 	"github.com/slipway-metal/slipway/conductor/inspect"
+	"github.com/slipway-metal/slipway/conductor/logs"
 	"github.com/slipway-metal/slipway/conductor/state"
 	"github.com/slipway-metal/slipway/conductor/store"
 	"github.com/slipway-metal/slipway/conductor/store/sqlite"
@@ -95,11 +96,20 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 	st.OnChange(func(n *store.Node, t *store.Transition) { publishState(hub, n, t) })
 
 	c := &conductor{bmcs: bmcs}
+	keeper, err := logs.New(filepath.Join(cfg.Data, "logs"), log)
+	if err != nil {
+		return nil, err
+	}
+	c.parts = append(c.parts, func(ctx context.Context) error {
+		all, cancel := hub.Subscribe("", 0)
+		defer cancel()
+		return keeper.Run(ctx, all)
+	})
 	name, err := os.Hostname()
 	if err != nil {
 		name = "localhost"
 	}
-	handler, err := newAPI(ctx, cfg, st, hub, live, deps, name, log)
+	handler, err := newAPI(ctx, cfg, st, hub, live, keeper, deps, name, log)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +123,7 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 	return c, c.provision(cfg, st, hub, deps, handler, log)
 }
 
-func newAPI(ctx context.Context, cfg Config, st store.Store, hub *events.Hub, live *api.Live, deps *flow.Deps, name string, log *slog.Logger) (http.Handler, error) {
+func newAPI(ctx context.Context, cfg Config, st store.Store, hub *events.Hub, live *api.Live, keeper *logs.Keeper, deps *flow.Deps, name string, log *slog.Logger) (http.Handler, error) {
 	var auth func(http.Handler) http.Handler
 	if cfg.Auth == "http_basic" {
 		var err error
@@ -122,7 +132,7 @@ func newAPI(ctx context.Context, cfg Config, st store.Store, hub *events.Hub, li
 		}
 	}
 	return api.New(api.Config{
-		Store: st, Events: hub, Live: live, Power: &power{ctx, deps, log, powerLimit}, Drivers: api.StandardDrivers(driverProperties),
+		Store: st, Events: hub, Live: live, Logs: keeper, Power: &power{ctx, deps, log, powerLimit}, Drivers: api.StandardDrivers(driverProperties),
 		Conductor: name, Auth: auth, FastTrack: true, Now: time.Now, Log: log,
 	})
 }

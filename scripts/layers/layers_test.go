@@ -52,6 +52,7 @@ var rules = []rule{
 	{of: "conductor/store", may: []string{"conductor/state", "conductor/store", "proto"}},
 	{of: "conductor/work", may: []string{"conductor/state", "conductor/store"}},
 	{of: "conductor/events", may: []string{"proto"}},
+	{of: "conductor/logs", may: []string{"proto"}},
 	{of: "conductor/explain", may: []string{"conductor/state", "conductor/store", "proto"}},
 	{of: "conductor/api", may: []string{"conductor/api", "conductor/state", "conductor/store", "conductor/events", "conductor/explain", "proto"}},
 
