@@ -8,7 +8,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := all
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
+# What goes into a ramdisk or an image has the same bytes at every commit that
+# does not change it: those are rebuilt only when they differ.
+STABLE := -trimpath -buildvcs=false -ldflags "-s -w -buildid="
 GO := source scripts/go-env && CGO_ENABLED=0 go
 
 .PHONY: all bin ramdisk ramdisk-metal image setup demo test test-unit test-race test-lint test-e2e lab bench clean
@@ -20,9 +22,10 @@ setup:
 
 bin:
 	@mkdir -p bin
-	@$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/slipway ./conductor
-	@$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/slipway-agent ./agent
-	@$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/slipway-lab ./testenv/slipway-lab
+	@$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/slipway ./conductor
+	@$(GO) build $(STABLE) -o bin/slipway-agent ./agent
+	@$(GO) build $(STABLE) -o bin/slipway-guest ./testenv/osimage/guest
+	@$(GO) build $(STABLE) -o bin/slipway-lab ./testenv/slipway-lab
 
 ramdisk: bin
 	@$(GO) run ./initramfs build --flavor cloud --agent bin/slipway-agent --out build
@@ -32,7 +35,7 @@ ramdisk-metal: bin
 
 # The small Debian that the demo and the tests deploy; cached by its recipe.
 image: bin
-	@bin/slipway-lab image build quick
+	@bin/slipway-lab image build --guest bin/slipway-guest quick
 
 demo: setup bin ramdisk image
 	@scripts/demo
@@ -55,7 +58,7 @@ test-e2e: bin ramdisk image
 
 lab: setup bin ramdisk ramdisk-metal image
 	@scripts/setup lab
-	@bin/slipway-lab image build cloud-init
+	@bin/slipway-lab image build --guest bin/slipway-guest cloud-init
 	@source scripts/go-env && SLIPWAY_QEMU=1 SLIPWAY_LAB=1 go test -count=1 -timeout 80m -v ./testenv/... ./initramfs/... ./conductor/boot/... ./conductor/bmc/...
 
 bench: setup bin ramdisk ramdisk-metal image

@@ -20,7 +20,7 @@ import (
 // image returns an image built by make image, linked into the served directory.
 func (r *rig) image(name, form string) (url, digest string) {
 	r.t.Helper()
-	out, err := exec.CommandContext(r.t.Context(), root+"/bin/slipway-lab", "image", "build", name).Output()
+	out, err := exec.CommandContext(r.t.Context(), root+"/bin/slipway-lab", "image", "build", "--guest", root+"/bin/slipway-guest", name).Output()
 	if err != nil {
 		r.t.Fatalf("image %s: %v", name, err)
 	}

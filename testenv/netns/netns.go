@@ -170,6 +170,10 @@ func Tap(name, bridge string, rate uint64) error {
 			return &Refusal{What: "add tap device " + name, Why: "this host has no /dev/net/tun",
 				Next: "load the kernel module tun, or give the container the device /dev/net/tun", Err: err}
 		}
+		if errors.Is(err, os.ErrPermission) {
+			return &Refusal{What: "add tap device " + name, Why: "this host lets only some users open /dev/net/tun",
+				Next: "as root: chmod 0666 /dev/net/tun (Debian's default; the kernel still asks for rights over the network), or run the lab as root", Err: err}
+		}
 		return fmt.Errorf("add tap device %s: %w", name, err)
 	}
 	link, err := netlink.LinkByName(name)
