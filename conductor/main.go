@@ -40,7 +40,7 @@ type serveCmd struct {
 	DHCPRange       string        `help:"Addresses to hand out, first-last. Default: the upper half of the interface's network." placeholder:"A-B"`
 	IPXE            string        `help:"Directory of iPXE's binaries." default:"/usr/lib/ipxe" type:"path" placeholder:"DIR"`
 	Ramdisk         string        `help:"Directory with vmlinuz and initramfs.cpio.zst." default:"build/cloud" type:"path" placeholder:"DIR"`
-	KernelArg       []string      `help:"Argument for the ramdisk's kernel; repeatable." placeholder:"ARG" sep:"none"`
+	KernelArg       []string      `help:"Argument for the ramdisk's kernel; repeatable. Default: console=tty0 console=ttyS0,115200n8 loglevel=4." placeholder:"ARG" sep:"none"`
 	Images          string        `help:"Directory whose files machines may read as /images/NAME." type:"path" placeholder:"DIR"`
 	CallbackTimeout time.Duration `help:"How long a machine has from power-on to its agent's first call." default:"30m"`
 	Workers         int           `help:"Nodes worked on at the same moment; waiting costs none." default:"32"`

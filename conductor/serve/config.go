@@ -35,6 +35,10 @@ type Config struct {
 	Workers         int
 }
 
+// defaultKernelArgs let the ramdisk be seen on a screen and on the first serial
+// port, where most BMCs' serial-over-LAN listens.
+var defaultKernelArgs = []string{"console=tty0", "console=ttyS0,115200n8", "loglevel=4"}
+
 // RefusedError is a configuration that would be unsafe or can't work.
 type RefusedError struct{ What, Next string }
 

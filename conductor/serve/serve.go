@@ -239,6 +239,9 @@ func (c *conductor) provision(cfg Config, st store.Store, hub *events.Hub, deps 
 		}
 	}
 	base := "http://" + listen
+	if len(cfg.KernelArgs) == 0 {
+		cfg.KernelArgs = defaultKernelArgs
+	}
 	res := &resolver{store: st, secrets: deps.Secrets, conductor: base, ramdisk: cfg.Ramdisk, kernelArgs: cfg.KernelArgs}
 	for _, f := range []string{"vmlinuz", "initramfs.cpio.zst"} {
 		if _, err := os.Stat(filepath.Join(cfg.Ramdisk, f)); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -90,6 +91,9 @@ func Parse(file string, data []byte) (*Spec, error) {
 	if err := yaml.Unmarshal(data, &root); err != nil {
 		return nil, yamlError(file, err)
 	}
+	if p := checkAddresses(file, &root); len(p) > 0 {
+		return nil, &FileError{p}
+	}
 	var spec Spec
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
@@ -108,6 +112,45 @@ func Parse(file string, data []byte) (*Spec, error) {
 		return nil, &FileError{c.problems}
 	}
 	return &spec, nil
+}
+
+// checkAddresses tells the place of an address that cannot be read; the
+// decoder's own message has none.
+func checkAddresses(file string, n *yaml.Node) (problems []Problem) {
+	if n.Kind == yaml.MappingNode {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key, value := n.Content[i].Value, n.Content[i+1]
+			if value.Kind == yaml.ScalarNode && value.Value != "" {
+				if fix := badAddress(key, value.Value); fix != "" {
+					problems = append(problems, Problem{file, value.Line, fmt.Sprintf("%q is wrong for `%s`", value.Value, key), fix})
+				}
+			}
+		}
+	}
+	for _, child := range n.Content { // an alias has no content: no loops
+		problems = append(problems, checkAddresses(file, child)...)
+	}
+	return problems
+}
+
+func badAddress(key, value string) (fix string) {
+	switch key {
+	case "cidr":
+		if _, err := netip.ParsePrefix(value); err != nil {
+			return "write an IPv4 range, as in 10.77.0.0/24"
+		}
+	case "host":
+		if _, err := netip.ParseAddr(value); err != nil {
+			return "write an address of the network, as in 10.77.0.1"
+		}
+	case "address": // a machine's, or with a port its BMC's
+		_, alone := netip.ParseAddr(value)
+		_, port := netip.ParseAddrPort(value)
+		if alone != nil && port != nil {
+			return "write an address, for a BMC with a port, as in 10.77.0.1:8001"
+		}
+	}
+	return ""
 }
 
 var (

@@ -19,10 +19,18 @@ for unit; do
 	mkdir -p "$root/etc/systemd/$dir"
 	ln -sf /dev/null "$root/etc/systemd/$dir/$unit"
 done
-for unit in slipway-firstboot slipway-ready systemd-networkd; do
-	[ ! -e "$root/lib/systemd/system/$unit.service" ] ||
-		ln -sf "/lib/systemd/system/$unit.service" "$root/etc/systemd/system/multi-user.target.wants/$unit.service"
-done
+enable() { # UNIT TARGET
+	mkdir -p "$root/etc/systemd/system/$2.wants"
+	ln -sf "/lib/systemd/system/$1" "$root/etc/systemd/system/$2.wants/$1"
+}
+enable systemd-networkd.service multi-user.target
+if [ -e "$root/lib/systemd/system/cloud-init.target" ]; then
+	# cloud-init ends after multi-user.target, and this comes after its end.
+	enable slipway-ready.service cloud-init.target
+else
+	enable slipway-firstboot.service multi-user.target
+	enable slipway-ready.service multi-user.target
+fi
 rm -f "$root"/etc/ssh/ssh_host_*_key*
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/*.log
 echo localhost > "$root/etc/hostname"
