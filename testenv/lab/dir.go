@@ -17,6 +17,9 @@ type Error struct {
 	Why  string `json:"why"`
 	Next string `json:"next"`
 	Err  error  `json:"-"`
+	// Refused means that this host does not allow what a lab needs, so that a
+	// test can say so and be skipped.
+	Refused bool `json:"refused,omitempty"`
 }
 
 func (e *Error) Error() string { return e.What + ": " + e.Why + " (" + e.Next + ")" }

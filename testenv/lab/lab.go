@@ -30,7 +30,7 @@ const stopLimit = 30 * time.Second
 // Open returns the lab that runs in a directory.
 func Open(dir string) (*Lab, error) {
 	if !running(dir) {
-		return nil, &Error{"reach the lab", "no lab is running in " + dir, "start one: slipway-lab up FILE", os.ErrNotExist}
+		return nil, &Error{What: "reach the lab", Why: "no lab is running in " + dir, Next: "start one: slipway-lab up FILE", Err: os.ErrNotExist}
 	}
 	s, err := readSetup(dir)
 	if err != nil {
@@ -151,7 +151,7 @@ func (l *Lab) Enter(ctx context.Context, argv ...string) ([]string, error) {
 	}
 	nsenter, err := exec.LookPath("nsenter")
 	if err != nil {
-		return nil, &Error{"enter the lab's network", "there is no nsenter here", "install Debian's util-linux", err}
+		return nil, &Error{What: "enter the lab's network", Why: "there is no nsenter here", Next: "install Debian's util-linux", Err: err}
 	}
 	line := []string{nsenter, "--target", strconv.Itoa(info.PID), "--net"}
 	if os.Geteuid() != 0 {
@@ -230,7 +230,7 @@ func (l *Lab) call(ctx context.Context, method, path string, out any) error {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return &Error{"reach the lab " + l.spec.Name, err.Error(), "see whether it runs: slipway-lab list", err}
+		return &Error{What: "reach the lab " + l.spec.Name, Why: err.Error(), Next: "see whether it runs: slipway-lab list", Err: err}
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {

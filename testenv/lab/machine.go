@@ -47,8 +47,8 @@ func (h *Handle) unknown() error {
 	for _, m := range h.lab.spec.Machines {
 		names += " " + m.Name
 	}
-	return &Error{"find the machine " + h.name, "the lab " + h.lab.spec.Name + " has no machine of that name",
-		"use one of:" + names, os.ErrNotExist}
+	return &Error{What: "find the machine " + h.name, Why: "the lab " + h.lab.spec.Name + " has no machine of that name",
+		Next: "use one of:" + names, Err: os.ErrNotExist}
 }
 
 // Power does one of the power actions and returns when it is done (ActionSoft:

@@ -23,7 +23,7 @@ func layKey(dir string) error {
 	}
 	out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "slipway-lab", "-f", path).CombinedOutput()
 	if err != nil {
-		return &Error{"make the lab's SSH key", fmt.Sprintf("ssh-keygen: %v %s", err, out), "install Debian's openssh-client", err}
+		return &Error{What: "make the lab's SSH key", Why: fmt.Sprintf("ssh-keygen: %v %s", err, out), Next: "install Debian's openssh-client", Err: err}
 	}
 	return nil
 }
@@ -57,7 +57,7 @@ func (h *Handle) Address(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if !st.On {
-		return "", &Error{"find the address of " + h.name, "the machine is off", "slipway-lab power " + h.name + " on", os.ErrNotExist}
+		return "", &Error{What: "find the address of " + h.name, Why: "the machine is off", Next: "slipway-lab power " + h.name + " on", Err: os.ErrNotExist}
 	}
 	said, err := h.consoleFrom(st.ConsoleStart)
 	if err != nil {
@@ -69,6 +69,6 @@ func (h *Handle) Address(ctx context.Context) (string, error) {
 	if st.Address != "" {
 		return st.Address, nil
 	}
-	return "", &Error{"find the address of " + h.name, "neither its console nor the network has told one yet",
-		"see how far it is: slipway-lab console " + h.name, os.ErrNotExist}
+	return "", &Error{What: "find the address of " + h.name, Why: "neither its console nor the network has told one yet",
+		Next: "see how far it is: slipway-lab console " + h.name, Err: os.ErrNotExist}
 }

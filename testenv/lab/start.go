@@ -66,7 +66,7 @@ func Start(ctx context.Context, spec *Spec, opts Options) (*Lab, error) {
 	lock, err := claim(opts)
 	if err != nil {
 		if errors.Is(err, errRunning) {
-			return nil, &Error{what, "a lab is already running in " + opts.Dir, "end it with `slipway-lab down`, or use another --state directory", err}
+			return nil, &Error{What: what, Why: "a lab is already running in " + opts.Dir, Next: "end it with `slipway-lab down`, or use another --state directory", Err: err}
 		}
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
@@ -187,7 +187,7 @@ func launch(ctx context.Context, spec *Spec, opts Options, lock *os.File) (*Lab,
 		err = errors.Join(netns.Explain(err), life.Close())
 		var refusal *netns.Refusal
 		if errors.As(err, &refusal) {
-			return nil, &Error{"start the lab " + spec.Name, refusal.Error(), refusal.Next, err}
+			return nil, &Error{What: "start the lab " + spec.Name, Why: refusal.Error(), Next: refusal.Next, Err: err, Refused: true}
 		}
 		return nil, fmt.Errorf("start the lab %s: run the supervisor: %w", spec.Name, err)
 	}
@@ -225,7 +225,7 @@ func inherit(opts Options, lock *os.File) (files []*os.File, life, ready *os.Fil
 		file, err := listenFile(f.Listen)
 		if err != nil {
 			closeFiles(append(files, life, ready))
-			return nil, nil, nil, &Error{"forward " + f.Listen.String() + " into the lab", err.Error(), "choose another port of the host for it", err}
+			return nil, nil, nil, &Error{What: "forward " + f.Listen.String() + " into the lab", Why: err.Error(), Next: "choose another port of the host for it", Err: err}
 		}
 		files = append(files, file)
 	}
@@ -260,7 +260,7 @@ func await(ctx context.Context, ready *os.File, log string) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("the lab's supervisor did not get ready: %w", context.Cause(ctx))
 		}
-		return &Error{"start the lab", "its supervisor ended before it was ready", "read " + log, err}
+		return &Error{What: "start the lab", Why: "its supervisor ended before it was ready", Next: "read " + log, Err: err}
 	}
 	if word.Error != nil {
 		return word.Error

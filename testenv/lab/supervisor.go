@@ -92,7 +92,7 @@ func sayReady(ready *os.File, cause error) error {
 		word.Error = &Error{What: "build the lab", Why: cause.Error(), Next: "see the lab's " + logFile}
 		var refusal *netns.Refusal
 		if errors.As(cause, &refusal) {
-			word.Error = &Error{What: "build the lab: " + refusal.What, Why: refusal.Why, Next: refusal.Next}
+			word.Error = &Error{What: "build the lab: " + refusal.What, Why: refusal.Why, Next: refusal.Next, Refused: true}
 		}
 		var known *Error
 		if errors.As(cause, &known) {

@@ -70,7 +70,7 @@ func (c Config) args(accel string, order []string, cd string) []string {
 	args := []string{
 		"-name", "guest=" + c.Name + ",process=slipway-lab:" + c.Name,
 		"-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "q35", "-accel", accel, "-cpu", "max",
+		"-machine", c.board(), "-accel", accel, "-cpu", "max",
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.FormatInt(c.Memory>>20, 10),
 		"-uuid", c.UUID,
 		"-smbios", fmt.Sprintf("type=1,manufacturer=Slipway,product=Lab machine,version=1,serial=%s,uuid=%s,family=slipway-lab", escape(c.Serial), c.UUID),
@@ -103,6 +103,15 @@ func (c Config) args(accel string, order []string, cd string) []string {
 		args = append(args, nic.args(i, index[nicID(i)])...)
 	}
 	return append(args, cdArgs(cd, index[cdID])...)
+}
+
+// board is the machine type. Without graphics SeaBIOS, and the iPXE and boot
+// loaders that print through it, use the serial port; OVMF does so by itself.
+func (c Config) board() string {
+	if c.Firmware == BIOS {
+		return "q35,graphics=off"
+	}
+	return "q35"
 }
 
 func (d Disk) args(i int, ports *int, bootIndex int) []string {
