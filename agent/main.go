@@ -105,7 +105,8 @@ func run(ctx context.Context, o options, level *slog.LevelVar, ring *logring.Log
 	})
 	set := commands.New(commands.Deps{
 		Host: machine, Registry: registry, AgentLog: ring.Bytes, Emit: ringEvents.Emit,
-		Orders: orders.NewBook(state, machine.BootID(), time.Now),
+		Slipway: func() bool { return state.Slipway() != nil },
+		Orders:  orders.NewBook(state, machine.BootID(), time.Now),
 	})
 	runner := sequence.New(ctx, set, sequence.Hooks{
 		Emit: ringEvents.Emit, Done: b.Kick, Print: (&console{ring: ring}).progress,

@@ -21,6 +21,8 @@ type Deps struct {
 	Host     host.Host
 	Registry steps.Registry
 	Orders   *orders.Book
+	// Slipway says whether the conductor is ours; may be nil for no.
+	Slipway func() bool
 	// AgentLog is the agent's own log so far.
 	AgentLog func() []byte
 	// Emit tells of steps' begin and end; may be nil.

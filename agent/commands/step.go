@@ -80,8 +80,27 @@ func (d Deps) execute(ctx context.Context, kind steps.Kind, p stepParams, order 
 	}
 	return sequence.Outcome{Result: map[string]any{
 		string(kind) + "_result": result.Value,
-		string(kind) + "_step":   p.Step,
+		string(kind) + "_step":   d.echo(p.Step),
 	}}, nil
+}
+
+// echo is the step as the result repeats it. A stock Ironic compares it with the
+// step it sent; ours knows commands by their id, and gets no config drive, with
+// its secrets, back at every look.
+func (d Deps) echo(step json.RawMessage) json.RawMessage {
+	if d.Slipway == nil || !d.Slipway() {
+		return step
+	}
+	var dict map[string]json.RawMessage
+	if json.Unmarshal(step, &dict) != nil {
+		return step
+	}
+	delete(dict, "args")
+	short, err := json.Marshal(dict)
+	if err != nil {
+		return step
+	}
+	return short
 }
 
 func failed(err error) error {
