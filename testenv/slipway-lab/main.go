@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -78,13 +77,8 @@ func main() {
 	}
 }
 
-// die prints three lines, what, why and next, and exits: with the command's
-// own status when it was another command that failed.
+// die prints three lines, what, why and next, and exits.
 func die(err error) {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		os.Exit(exit.ExitCode())
-	}
 	var file *lab.FileError
 	var known *lab.Error
 	var refusal *netns.Refusal
