@@ -4,6 +4,7 @@
 package scan
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,9 +12,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/jaypipes/ghw/pkg/cpu"
-	"github.com/jaypipes/ghw/pkg/memory"
-	"github.com/jaypipes/ghw/pkg/option"
+	"github.com/jaypipes/ghw"
 	"github.com/u-root/u-root/pkg/smbios"
 
 	"github.com/slipway-metal/slipway/proto/agent"
@@ -116,8 +115,9 @@ func (r Root) Inventory(bootMAC string) agent.Inventory {
 	return inv
 }
 
+// ghw's warnings would go to the console; its tools are not in the ramdisk.
 func (r Root) ghw() []any {
-	return []any{option.WithChroot(string(r)), option.WithDisableTools(), option.WithNullAlerter()}
+	return []any{ghw.WithChroot(string(r)), ghw.WithDisableTools(), ghw.WithLogger(slog.New(slog.DiscardHandler))}
 }
 
 // architectures are the kernel's names by Go's.
@@ -129,7 +129,7 @@ func (r Root) CPU() agent.CPU {
 	if out.Architecture == "" {
 		out.Architecture = architectures[runtime.GOARCH]
 	}
-	info, err := cpu.New(r.ghw()...)
+	info, err := ghw.CPU(r.ghw()...)
 	if err != nil {
 		return out
 	}
@@ -151,7 +151,7 @@ func (r Root) CPU() agent.CPU {
 func (r Root) Memory() agent.Memory {
 	var out agent.Memory
 	var blocks int64
-	if info, err := memory.New(r.ghw()...); err == nil {
+	if info, err := ghw.Memory(r.ghw()...); err == nil {
 		out.Total, blocks = info.TotalUsableBytes, info.TotalPhysicalBytes
 	}
 	physical := r.memorySMBIOS()
