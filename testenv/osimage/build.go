@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -67,6 +68,11 @@ func checkTools() error {
 			missing[pkg] = true
 		}
 	}
+	if rootMode() == "unshare" {
+		if _, err := exec.LookPath("newuidmap"); err != nil {
+			missing["uidmap"] = true
+		}
+	}
 	if len(missing) == 0 {
 		return nil
 	}
@@ -74,6 +80,7 @@ func checkTools() error {
 	for pkg := range missing {
 		m.Packages = append(m.Packages, pkg)
 	}
+	slices.Sort(m.Packages)
 	return m
 }
 
@@ -167,9 +174,6 @@ func (b *builder) build(ctx context.Context, id string) (img Image, err error) {
 		return Image{}, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-	if err := b.scripts(); err != nil {
-		return Image{}, err
-	}
 	tree, err := b.tree(ctx)
 	if err != nil {
 		return Image{}, err
@@ -181,15 +185,6 @@ func (b *builder) build(ctx context.Context, id string) (img Image, err error) {
 	}
 	b.logf("compress it")
 	return b.publish(ctx, raw, id)
-}
-
-// scripts lays the embedded scripts out.
-func (b *builder) scripts() error {
-	sub, err := fs.Sub(files, "script")
-	if err != nil {
-		return err
-	}
-	return os.CopyFS(filepath.Join(b.work, "script"), sub)
 }
 
 // tree returns the tar file of Debian's packages, made once a set of packages.
@@ -205,7 +200,11 @@ func (b *builder) tree(ctx context.Context) (string, error) {
 	b.logf("fetch and unpack Debian's packages (a minute or two)")
 	made := filepath.Join(b.work, "tree.tar")
 	packages := strings.Join(append(append([]string{}, b.recipe.Packages...), b.recipe.Kernel), ",")
-	if err := b.run(ctx, "sh", b.script("tree.sh"), b.recipe.Suite, packages, rootMode(), made); err != nil {
+	script, err := files.ReadFile("script/tree.sh")
+	if err != nil {
+		return "", err
+	}
+	if err := b.run(ctx, "sh", "-c", string(script), "tree.sh", b.recipe.Suite, packages, rootMode(), made); err != nil {
 		return "", err
 	}
 	return path, os.Rename(made, path)
@@ -219,29 +218,59 @@ func rootMode() string {
 	return "unshare"
 }
 
-func (b *builder) script(name string) string { return filepath.Join(b.work, "script", name) }
-
-// asRoot runs a script as the root that owns the tree's files.
-func (b *builder) asRoot(ctx context.Context, script string, args ...string) error {
-	argv := append([]string{"sh", b.script(script)}, args...)
-	if os.Geteuid() != 0 {
+// root makes the root filesystem at path, as the root that owns the tree's files.
+func (b *builder) root(ctx context.Context, tree string, overlay []byte, path string, uuid string) (err error) {
+	script, err := files.ReadFile("script/root.sh")
+	if err != nil {
+		return err
+	}
+	argv := append([]string{"sh", "-c", string(script), "root.sh", kib(b.rootBytes()), uuid}, b.recipe.Mask...)
+	if rootMode() == "unshare" {
 		argv = append([]string{"mmdebstrap", "--unshare-helper"}, argv...)
 	}
-	return b.run(ctx, argv[0], argv[1:]...)
+	in, err := os.Open(tree)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	out, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	cmd := b.command(ctx, argv[0], argv[1:]...)
+	if rootMode() == "root" {
+		cmd.Env = append(cmd.Env, "TMPDIR="+b.work)
+	}
+	cmd.Stdin, cmd.Stdout = io.MultiReader(in, bytes.NewReader(overlay)), out
+	return finish(cmd)
 }
 
-// run runs a program; what it printed is in the error.
+// run runs a program to its end.
 func (b *builder) run(ctx context.Context, name string, args ...string) error {
+	return finish(b.command(ctx, name, args...))
+}
+
+// command is a program in a process group of its own, which ends with ctx.
+func (b *builder) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MTOOLS_SKIP_CHECK=1")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// finish runs a program; what it printed is in the error.
+func finish(cmd *exec.Cmd) error {
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if cmd.Stdout == nil {
+		cmd.Stdout = &said
+	}
 	if err := cmd.Run(); err != nil {
 		text := bytes.TrimSpace(said.Bytes())
-		return fmt.Errorf("%s: %w: %s", name, err, text[max(0, len(text)-2000):])
+		return fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, text[max(0, len(text)-2000):])
 	}
 	return nil
 }

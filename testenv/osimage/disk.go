@@ -1,6 +1,8 @@
 package osimage
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -10,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/partition/gpt"
@@ -40,8 +43,7 @@ func (b *builder) disk(ctx context.Context, tree, path, id string) error {
 		return fmt.Errorf("lay out the overlay: %w", err)
 	}
 	root := filepath.Join(b.work, "root.ext4")
-	args := append([]string{tree, overlay, root, kib(b.rootBytes()), ids.rootFS}, b.recipe.Mask...)
-	if err := b.asRoot(ctx, "root.sh", args...); err != nil {
+	if err := b.root(ctx, tree, overlay, root, ids.rootFS); err != nil {
 		return fmt.Errorf("make the root filesystem: %w", err)
 	}
 	esp, err := b.esp(ctx, ids)
@@ -80,37 +82,45 @@ func identifiers(id string) ids {
 	return ids{disk: guid("disk"), bios: guid("bios"), esp: guid("esp"), root: guid("root"), rootFS: guid("ext4"), espFS: guid("fat")[:8]}
 }
 
-// overlay lays out what goes over Debian's tree: the embedded files, the
-// guest's program and GRUB's menu.
-func (b *builder) overlay(ids ids) (string, error) {
-	dir := filepath.Join(b.work, "overlay")
-	for _, part := range []string{"common", b.recipe.Name} {
-		sub, err := fs.Sub(files, "overlay/"+part)
-		if err != nil {
-			return "", err
-		}
-		if _, err := fs.Stat(sub, "."); errors.Is(err, fs.ErrNotExist) {
-			continue // this image has nothing of its own
-		}
-		if err := os.CopyFS(dir, sub); err != nil {
-			return "", err
-		}
-	}
+// overlay is a tar file of what goes over Debian's tree: the embedded files,
+// the guest's program and GRUB's menu.
+func (b *builder) overlay(ids ids) ([]byte, error) {
 	guest, err := os.ReadFile(b.opts.Guest)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	menu := fmt.Sprintf("set timeout=0\nlinux /vmlinuz root=UUID=%s %s\ninitrd /initrd.img\nboot\n", ids.rootFS, b.recipe.Cmdline)
-	for path, data := range map[string][]byte{"usr/lib/slipway/guest": guest, "boot/grub/grub.cfg": []byte(menu)} {
-		path = filepath.Join(dir, path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return "", err
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	add := func(path string, mode int64, data []byte) error {
+		// No entries for directories, so that Debian's keep their modes.
+		if err := w.WriteHeader(&tar.Header{Name: "./" + path, Mode: mode, Size: int64(len(data)), Typeflag: tar.TypeReg}); err != nil {
+			return err
 		}
-		if err := os.WriteFile(path, data, 0o755); err != nil {
-			return "", err
+		_, err := w.Write(data)
+		return err
+	}
+	for _, part := range []string{"overlay/common", "overlay/" + b.recipe.Name} {
+		err := fs.WalkDir(files, part, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := files.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			mode := int64(0o644)
+			if strings.Contains(path, "/sudoers.d/") {
+				mode = 0o440 // sudo refuses others
+			}
+			return add(strings.TrimPrefix(path, part+"/"), mode, data)
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
-	return dir, nil
+	err = errors.Join(add("usr/lib/slipway/guest", 0o755, guest), add("boot/grub/grub.cfg", 0o644, []byte(menu)), w.Close())
+	return buf.Bytes(), err
 }
 
 // modules are what GRUB needs to find the menu and start Linux.
@@ -160,11 +170,11 @@ configfile /boot/grub/grub.cfg
 }
 
 // assemble writes the partition table, the partitions and GRUB's first stage.
-func assemble(out *os.File, bytes int64, ids ids, core []byte, esp, root string) error {
-	if err := out.Truncate(bytes); err != nil {
+func assemble(out *os.File, size int64, ids ids, core []byte, esp, root string) error {
+	if err := out.Truncate(size); err != nil {
 		return err
 	}
-	if err := writeTable(out, table(bytes, ids), bytes); err != nil {
+	if err := writeTable(out, table(size, ids), size); err != nil {
 		return err
 	}
 	if err := writeGRUB(out, core); err != nil {

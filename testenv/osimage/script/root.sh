@@ -1,16 +1,18 @@
-# Makes the root filesystem: root.sh TREE OVERLAY IMAGE KIB UUID UNIT…
+# Makes the root filesystem: root.sh KIB UUID UNIT… <TREE+OVERLAY >IMAGE
 #
-# TREE is the tar file of packages, OVERLAY a directory laid over it, IMAGE the
-# file to make, of KIB kibibytes; each UNIT is masked. It runs as root, or as
-# mmdebstrap's stand-in for it, since files belong to many users.
+# Standard input is two tar files one after the other: Debian's packages and
+# what is laid over them. The image, of KIB kibibytes, goes to standard output;
+# each UNIT is masked. It runs as root, or as mmdebstrap's stand-in for it
+# (files belong to many users), who may not open the caller's own files: hence
+# no paths.
 set -eu
-tree=$1 overlay=$2 image=$3 kib=$4 uuid=$5
-shift 5
-root=$(mktemp -d "$image.XXXXXX")
-trap 'rm -rf "$root"' EXIT
-tar --extract --file "$tree" --directory "$root" --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/*'
-cp -R --no-preserve=ownership "$overlay/." "$root/"
-mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+kib=$1 uuid=$2
+shift 2
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+root=$tmp/root
+mkdir "$root"
+tar --extract --ignore-zeros --file - --directory "$root" --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/*'
 for unit; do
 	case $unit in
 	*-generator) dir=system-generators ;;
@@ -33,8 +35,9 @@ else
 fi
 rm -f "$root"/etc/ssh/ssh_host_*_key*
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/*.log
-echo localhost > "$root/etc/hostname"
-: > "$root/etc/machine-id" # made anew at each machine's first boot, without systemd's whole first-boot ceremony
-printf 'UUID=%s / ext4 rw,noatime 0 0\n' "$uuid" > "$root/etc/fstab"
-chmod 0440 "$root"/etc/sudoers.d/*
-mke2fs -q -t ext4 -d "$root" -L slipway-root -U "$uuid" -m 1 -N 65536 -E lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0 -J size=16 "$image" "${kib}k"
+echo localhost >"$root/etc/hostname"
+: >"$root/etc/machine-id" # made anew at each machine's first boot, without systemd's whole first-boot ceremony
+printf 'UUID=%s / ext4 rw,noatime 0 0\n' "$uuid" >"$root/etc/fstab"
+mke2fs -q -t ext4 -d "$root" -L slipway-root -U "$uuid" -m 1 -N 65536 \
+	-E lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0 -J size=16 "$tmp/image" "${kib}k" >&2
+cat "$tmp/image"
