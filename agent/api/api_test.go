@@ -50,7 +50,9 @@ func serve(t *testing.T) *httptest.Server {
 	})
 	// The recording's erase_devices was a stub too: the microvm's disk is 256 GiB.
 	stub := steps.New(steps.Meta{Name: "erase_devices", Interface: "deploy", Priority: map[steps.Kind]int{steps.Clean: 0}},
-		func(context.Context, host.Host, steps.None) (steps.Result, error) { return steps.Result{Value: "stub"}, nil })
+		func(context.Context, host.Host, steps.None) (steps.Result, error) {
+			return steps.Result{Value: "stub"}, nil
+		})
 	registry = append(steps.Registry{stub}, registry...)
 	set := commands.New(commands.Deps{
 		Host: h, Registry: registry, AgentLog: func() []byte { return []byte("log") }, Orders: orders.NewBook(stock{}, "b", time.Now),

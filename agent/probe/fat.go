@@ -198,8 +198,16 @@ func parseDir(raw []byte) []Entry {
 	return out
 }
 
+// shortName heeds the bits by which Windows NT and Linux keep 8.3 names that are
+// all lower case.
 func shortName(raw []byte) string {
 	base, ext := strings.TrimRight(string(raw[:8]), " "), strings.TrimRight(string(raw[8:11]), " ")
+	if raw[12]&0x08 != 0 {
+		base = strings.ToLower(base)
+	}
+	if raw[12]&0x10 != 0 {
+		ext = strings.ToLower(ext)
+	}
 	if ext != "" {
 		base += "." + ext
 	}
