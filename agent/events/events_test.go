@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,6 +30,8 @@ func TestPace(t *testing.T) {
 			r.Emit(event.KindProgress, event.Progress{})
 			time.Sleep(100 * time.Millisecond)
 		}
+		cancel()
+		<-done
 		if len(posts) < 5 || len(posts) > 7 {
 			t.Fatalf("%d posts: %v", len(posts), posts)
 		}
@@ -37,8 +40,6 @@ func TestPace(t *testing.T) {
 				t.Fatalf("a batch of %d: %v", n, posts)
 			}
 		}
-		cancel()
-		<-done
 	})
 }
 
@@ -46,9 +47,9 @@ func TestPace(t *testing.T) {
 func TestBlackHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got []event.Event
-		open := false
+		var open atomic.Bool
 		r := ring(func(ctx context.Context, b []event.Event) error {
-			if !open {
+			if !open.Load() {
 				<-ctx.Done()
 				return ctx.Err()
 			}
@@ -65,14 +66,14 @@ func TestBlackHole(t *testing.T) {
 		if time.Since(start) != 0 {
 			t.Fatalf("emitting took %s", time.Since(start))
 		}
-		open = true
+		open.Store(true)
 		r.Emit(event.KindStep, event.Step{Step: "last"})
 		time.Sleep(time.Minute)
+		cancel()
+		<-done
 		if n := len(got); n > ringSize+1 || n == 0 || got[n-1].Kind != event.KindStep {
 			t.Fatalf("%d events", n)
 		}
-		cancel()
-		<-done
 	})
 }
 

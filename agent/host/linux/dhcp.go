@@ -101,20 +101,22 @@ func (n *Network) apply(nic agent.Interface, lease *nclient4.Lease) error {
 		}
 	}
 	addr := &net.IPNet{IP: ack.YourIPAddr, Mask: mask}
-	secs := int(leaseTime(lease).Seconds())
-	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: addr, ValidLft: secs, PreferedLft: secs}); err != nil {
-		return fmt.Errorf("link %s: address %s: %w", nic.Name, addr, err)
-	}
+	// The earlier lease's address goes first: the kernel drops the younger addresses
+	// of a network together with its first.
 	old, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("link %s: addresses: %w", nic.Name, err)
 	}
 	for _, a := range old {
-		if !a.IP.Equal(addr.IP) && a.ValidLft > 0 && a.ValidLft < int(^uint32(0)) { // an earlier lease's
+		if !a.IP.Equal(addr.IP) && a.ValidLft > 0 && a.ValidLft < int(^uint32(0)) { // none that was set by hand
 			if err := netlink.AddrDel(link, &a); err != nil {
 				return fmt.Errorf("link %s: drop address %s: %w", nic.Name, a.IPNet, err)
 			}
 		}
+	}
+	secs := int(leaseTime(lease).Seconds())
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: addr, ValidLft: secs, PreferedLft: secs}); err != nil {
+		return fmt.Errorf("link %s: address %s: %w", nic.Name, addr, err)
 	}
 	if err := n.setRoutes(link, nic, ack, addr); err != nil {
 		return err
