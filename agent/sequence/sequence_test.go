@@ -92,7 +92,7 @@ func TestRepeatedCommandRunsOnce(t *testing.T) {
 
 func TestFailures(t *testing.T) {
 	r := runner(t.Context(), Hooks{}, map[string]Command{
-		"panics": command(true, func(context.Context) (Outcome, error) { var m map[string]int; m["x"] = 1; return Outcome{}, nil }),
+		"panics": command(true, func(context.Context) (Outcome, error) { panic("a step with a defect") }),
 		"fails": command(false, func(context.Context) (Outcome, error) {
 			return Outcome{}, errors.New("disk wwn 0x5: input/output error")
 		}),
