@@ -90,7 +90,7 @@ func ramdisk(t *testing.T, name string) string {
 func fatten(program string) error {
 	const random, zeros = 3 << 20, 5 << 20
 	data := make([]byte, random+zeros)
-	rand.NewChaCha8([32]byte{}).Read(data[:random])
+	rand.NewChaCha8([32]byte{}).Read(data[:random]) //nolint:errcheck // documented never to fail
 	f, err := os.OpenFile(program, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
