@@ -105,6 +105,9 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 		defer cancel()
 		return keeper.Run(ctx, all)
 	})
+	if cfg.PowerSync > 0 {
+		c.parts = append(c.parts, func(ctx context.Context) error { return deps.SyncPower(ctx, cfg.PowerSync) })
+	}
 	name, err := os.Hostname()
 	if err != nil {
 		name = "localhost"
