@@ -98,7 +98,7 @@ func bootSector() []byte {
 		0xb4, 0x0e, 0xbb, 0x07, 0x00, 0xcd, 0x10, 0xeb, 0xf2, // teletype; goto next
 		0xe6, 0xf4, 0xf4, 0xeb, 0xfd, // end: out 0xf4; halt
 	}
-	b = append(b, "SLIPWAY-DISK\r\n\x00"...)
+	b = append(b, "SLIPWAY-DISK\r\nbye\r\n\x00"...) // SeaBIOS's serial console lags by a character
 	return append(b, append(make([]byte, 510-len(b)), 0x55, 0xaa)...)
 }
 
