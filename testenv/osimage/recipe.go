@@ -69,7 +69,7 @@ var masked = []string{
 // cmdline mounts the root filesystem writable at once and leaves out what only
 // slows a guest down.
 const cmdline = "rw rootfstype=ext4 console=ttyS0,115200 quiet fsck.mode=skip net.ifnames=0 " +
-	"mitigations=off audit=0 apparmor=0 nowatchdog systemd.show_status=false"
+	"mitigations=off audit=0 apparmor=0 selinux=0 nowatchdog systemd.show_status=false"
 
 // Recipes are the images that can be built.
 var Recipes = []Recipe{
