@@ -25,6 +25,7 @@ const (
 	keyVerifyCA  = "agent_verify_ca"
 	keyHeartbeat = "agent_last_heartbeat"
 	keyBootID    = "slipway_boot_id"
+	keyHalt      = "slipway_halt"         // the machine is to be switched off: flow.KeyHalt
 	keyNonce     = "slipway_nonce_digest" // of the nonce that earned the token
 )
 

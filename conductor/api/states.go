@@ -307,6 +307,13 @@ func (b *provision) set(n *store.Node, verb state.Verb) {
 		if b.ConfigDrive != nil {
 			n.InstanceInfo["configdrive"] = b.ConfigDrive
 		}
+	case state.VerbAbort:
+		// Its agent may be in the middle of a write: the flows switch it off.
+		info := map[string]any{keyHalt: true}
+		for k, v := range n.DriverInternalInfo {
+			info[k] = v
+		}
+		n.DriverInternalInfo = info
 	case state.VerbRescue:
 		n.InstanceInfo["rescue_password"] = *b.RescuePassword
 	}

@@ -71,7 +71,7 @@ func (d *Deps) Ensure(ctx context.Context, j *work.Job, r *Ramdisk, p any) work.
 
 // alive says whether the agent of an earlier flow still answers.
 func (d *Deps) alive(ctx context.Context, n *store.Node) bool {
-	if d.Now().Sub(d.LastHeartbeat(n.UUID)) > d.Config.FastTrack {
+	if orphaned(n) || d.Now().Sub(d.LastHeartbeat(n.UUID)) > d.Config.FastTrack {
 		return false
 	}
 	a, err := d.AgentOf(n)
@@ -99,7 +99,7 @@ func (d *Deps) awaitAgent(ctx context.Context, j *work.Job, r *Ramdisk, p any) w
 		return work.Fail{
 			Cause: fmt.Errorf("the agent did not call back within %s of power-on (tried %d times)", d.Config.Callback, r.Tries),
 			Next:  "`slipway explain` shows the hop at which the boot stopped; mend that, then retry the verb",
-			Set:   ForgetAgent,
+			Set:   Orphan,
 		}
 	}
 	return work.Wait{Until: deadline, For: "the agent's first call", Payload: p}
@@ -107,7 +107,7 @@ func (d *Deps) awaitAgent(ctx context.Context, j *work.Job, r *Ramdisk, p any) w
 
 // ForgetAgent drops what is known of the agent's present life.
 func ForgetAgent(n *store.Node) error {
-	for _, k := range []string{KeyToken, KeyURL, KeyVersion, KeyVerifyCA, KeyHeartbeat, KeyBootID, KeyBoot, KeyNonce, "hardware_manager_version"} {
+	for _, k := range []string{KeyToken, KeyURL, KeyVersion, KeyVerifyCA, KeyHeartbeat, KeyBootID, KeyBoot, KeyNonce, KeyHalt, "hardware_manager_version"} {
 		delete(n.DriverInternalInfo, k)
 	}
 	return nil
@@ -227,7 +227,7 @@ func (d *Deps) agentFailed(j *work.Job, err error, what string, p any) work.Resu
 	case errors.Is(err, agentclient.ErrUnreachable) && d.Now().Sub(last) < d.Config.Silence:
 		return work.Wait{Until: last.Add(d.Config.Silence), For: "the agent to be reachable again (" + err.Error() + ")", Poll: d.Config.Poll, Payload: p}
 	case errors.Is(err, agentclient.ErrUnreachable):
-		return work.Fail{Cause: fmt.Errorf("agent lost %s: last heard of %s ago: %w", what, d.Now().Sub(last).Round(time.Second), err), Next: next, Set: ForgetAgent}
+		return work.Fail{Cause: fmt.Errorf("agent lost %s: last heard of %s ago: %w", what, d.Now().Sub(last).Round(time.Second), err), Next: next, Set: Orphan}
 	}
 	return work.Fail{Cause: fmt.Errorf("%s: %w", what, err), Next: next}
 }

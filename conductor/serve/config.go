@@ -32,6 +32,7 @@ type Config struct {
 	Images          string
 
 	CallbackTimeout time.Duration
+	AgentSilence    time.Duration // how long a working agent may not be heard of
 	PowerSync       time.Duration // between two looks at every BMC's power state; 0 is never
 	Workers         int
 }

@@ -89,6 +89,9 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 	if cfg.CallbackTimeout > 0 {
 		deps.Config.Callback = cfg.CallbackTimeout
 	}
+	if cfg.AgentSilence > 0 {
+		deps.Config.Silence = cfg.AgentSilence
+	}
 	deps.Record = func(ctx context.Context, node string, e event.Evidence) {
 		log.LogAttrs(ctx, slog.LevelInfo, e.Hop+": "+e.Fact, slog.String("node", node), slog.Any("detail", e.Detail))
 		keep(ctx, st, hub, log, node, "", e)
@@ -105,6 +108,7 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 		defer cancel()
 		return keeper.Run(ctx, all)
 	})
+	c.parts = append(c.parts, deps.HaltOrphans)
 	if cfg.PowerSync > 0 {
 		c.parts = append(c.parts, func(ctx context.Context) error { return deps.SyncPower(ctx, cfg.PowerSync) })
 	}
