@@ -171,7 +171,7 @@ func (c *powerCmd) Run(a *app) error {
 }
 
 type execCmd struct {
-	Command []string `arg:"" help:"Command and arguments, after --."`
+	Command []string `arg:"" passthrough:"" help:"Command and arguments, after --."`
 }
 
 // Help says what the one-line summary cannot.

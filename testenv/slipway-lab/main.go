@@ -44,7 +44,7 @@ type cli struct {
 	Console consoleCmd `cmd:"" help:"Show what a machine's serial port said."`
 	SSH     sshCmd     `cmd:"" name:"ssh" help:"Log in to the system on a machine."`
 	Power   powerCmd   `cmd:"" help:"Switch a machine, past its BMC."`
-	Exec    execCmd    `cmd:"" help:"Run a command inside the lab's network." passthrough:""`
+	Exec    execCmd    `cmd:"" help:"Run a command inside the lab's network."`
 	Image   imageCmd   `cmd:"" help:"Build the OS images that labs deploy."`
 }
 
