@@ -164,6 +164,11 @@ func engine(cfg Config, st store.Store, deps *flow.Deps, name string, log *slog.
 // keep stores evidence and streams it.
 func keep(ctx context.Context, st store.Store, hub *events.Hub, log *slog.Logger, node, mac string, e event.Evidence) {
 	now := time.Now().UTC()
+	if node == "" && mac != "" { // TFTP knows nothing but addresses
+		if p, err := st.PortByAddress(ctx, mac); err == nil {
+			node = p.NodeUUID
+		}
+	}
 	// A boot that a client aborts still is a fact: don't lose it with the request.
 	if err := st.AddEvidence(context.WithoutCancel(ctx), &store.Evidence{NodeUUID: node, MAC: mac, Time: now, Evidence: e}); err != nil {
 		log.Error("evidence lost", "node", node, "mac", mac, "fact", e.Fact, "error", err)
