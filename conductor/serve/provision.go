@@ -1,6 +1,8 @@
 package serve
 
 import (
+	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
@@ -52,4 +54,10 @@ func imageFiles(dir string) http.Handler {
 		w.Header().Set("ETag", etag(st))
 		http.ServeContent(w, r, "", st.ModTime(), f)
 	})
+}
+
+// etag changes with a file's content as far as its size and time of change
+// (nanoseconds) tell, so that a download is never resumed in another file.
+func etag(st fs.FileInfo) string {
+	return fmt.Sprintf(`"%x-%x"`, st.Size(), st.ModTime().UnixNano())
 }
