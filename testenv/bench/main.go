@@ -148,7 +148,7 @@ var budgets = map[string]float64{
 	"sizes/cloud ramdisk, MB": 10, "sizes/metal ramdisk, MB": 16,
 	"conductor/start to answering, s": 1, "conductor/idle RSS, MB": 60,
 	"inventory-bios/power-on to inventory, s": 15, "inventory-uefi/power-on to inventory, s": 18,
-	"deploy-uefi/power-on to SSH login, s": 85, "deploy-cloud-init/power-on to SSH login, s": 125,
+	"deploy-uefi/power-on to SSH login, s": 85, "deploy-bios/power-on to SSH login, s": 85, "deploy-cloud-init/power-on to SSH login, s": 125,
 	"deploy-uefi/enrol to SSH login, s": 150,
 }
 
