@@ -110,7 +110,9 @@ func RootHints(n *store.Node) (map[string]any, error) {
 		if !ok {
 			return nil, fmt.Errorf("root_device is %T, want an object of hints such as {\"serial\": \"…\"}", v)
 		}
-		return hints, nil
+		if len(hints) > 0 { // an empty object hints at nothing: `slipway plan` reads it so, too
+			return hints, nil
+		}
 	}
 	return nil, nil
 }
@@ -207,9 +209,6 @@ func finish(ctx context.Context, d *flow.Deps, j *work.Job, p *payload) work.Res
 	return work.Done{Set: func(n *store.Node) error {
 		n.PowerState = string(bmc.PowerOn)
 		n.DeployStep = map[string]any{}
-		if n.InstanceUUID == "" {
-			n.InstanceUUID = flow.NewUUID()
-		}
 		n.DriverInternalInfo[flow.KeyDeploy] = facts
 		return flow.ForgetAgent(n)
 	}}

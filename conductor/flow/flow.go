@@ -78,6 +78,8 @@ type Deps struct {
 	Now            func() time.Time
 	Log            *slog.Logger
 	Config         Config
+
+	machines machines
 }
 
 // DialAgent is the Deps.Dial of production.

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,18 @@ func Orphan(n *store.Node) error {
 func orphaned(n *store.Node) bool {
 	v, _ := n.DriverInternalInfo[KeyHalt].(bool)
 	return v
+}
+
+// machines are the nodes whose machine is being switched: halting an ended work's
+// must not hit the boot that the next verb has just made.
+type machines struct{ locks sync.Map }
+
+// hold waits for the machine and returns what lets it go.
+func (m *machines) hold(uuid string) (release func()) {
+	v, _ := m.locks.LoadOrStore(uuid, new(sync.Mutex))
+	lock := v.(*sync.Mutex) //nolint:forcetypeassert // nothing else is stored
+	lock.Lock()
+	return lock.Unlock
 }
 
 // haltAgain is after how long a BMC that failed is asked once more.
@@ -80,6 +93,7 @@ func (d *Deps) haltRound(ctx context.Context) {
 }
 
 func (d *Deps) halt(ctx context.Context, uuid string) {
+	defer d.machines.hold(uuid)()
 	// Read again: a verb that came meanwhile has power-cycled the machine itself.
 	n, err := d.Store.Node(ctx, uuid)
 	if err != nil || !orphaned(n) || n.Reservation != "" {

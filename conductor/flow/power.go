@@ -6,16 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/slipway-metal/slipway/conductor/bmc"
 	"github.com/slipway-metal/slipway/conductor/store"
 	"github.com/slipway-metal/slipway/conductor/work"
 	"github.com/slipway-metal/slipway/proto/event"
 )
-
-// NewUUID is a random UUID.
-func NewUUID() string { return uuid.NewString() }
 
 // Finish is a flow's place in leaving the ramdisk for the disk.
 type Finish struct {

@@ -86,7 +86,8 @@ func (d *Deps) alive(ctx context.Context, n *store.Node) bool {
 }
 
 func (d *Deps) awaitAgent(ctx context.Context, j *work.Job, r *Ramdisk, p any) work.Result {
-	if d.LastHeartbeat(j.Node.UUID).After(r.Booted) && str(j.Node.DriverInternalInfo, KeyURL) != "" {
+	// The boot began with ForgetAgent, so a URL is that of the agent it brought.
+	if str(j.Node.DriverInternalInfo, KeyURL) != "" {
 		r.Up = true
 		return nil
 	}
@@ -135,6 +136,7 @@ func (d *Deps) bootRamdisk(ctx context.Context, j *work.Job, r *Ramdisk, p any) 
 			Next:  "add one: `slipway port create --node " + n.UUID + " MAC`",
 		}
 	}
+	defer d.machines.hold(n.UUID)()
 	// The old life ends before the new boot exists: its token is worth nothing from here on.
 	if err := j.Update(ctx, func(n *store.Node) error {
 		if err := ForgetAgent(n); err != nil {
@@ -216,18 +218,23 @@ func (d *Deps) bmcFailed(ctx context.Context, j *work.Job, what string, err erro
 	return work.Retry{After: after, Cause: err, Payload: p}
 }
 
-// agentFailed turns an error of the command API into a result: silence is
+// AgentFailed turns an error of the command API into a result: silence is
 // waited out until the agent's deadline, a lost life fails.
-func (d *Deps) agentFailed(j *work.Job, err error, what string, p any) work.Result {
+func (d *Deps) AgentFailed(j *work.Job, err error, what string, p any) work.Result {
 	next := "`slipway node logs` has the agent's last words; retry the verb to boot the ramdisk afresh"
 	last := d.LastHeartbeat(j.Node.UUID)
 	switch {
 	case errors.Is(err, agentclient.ErrBusy):
-		return work.Wait{Until: d.Now().Add(d.Config.Silence), For: "the agent to end another command", Poll: d.Config.Poll, Payload: p}
+		// No new deadline: one that is busy for ever ends the work by the last one.
+		return work.Wait{For: "the agent to end another command", Poll: d.Config.Poll, Payload: p}
 	case errors.Is(err, agentclient.ErrUnreachable) && d.Now().Sub(last) < d.Config.Silence:
 		return work.Wait{Until: last.Add(d.Config.Silence), For: "the agent to be reachable again (" + err.Error() + ")", Poll: d.Config.Poll, Payload: p}
 	case errors.Is(err, agentclient.ErrUnreachable):
 		return work.Fail{Cause: fmt.Errorf("agent lost %s: last heard of %s ago: %w", what, d.Now().Sub(last).Round(time.Second), err), Next: next, Set: Orphan}
 	}
-	return work.Fail{Cause: fmt.Errorf("%s: %w", what, err), Next: next}
+	fail := work.Fail{Cause: fmt.Errorf("%s: %w", what, err), Next: next}
+	if errors.Is(err, agentclient.ErrToken) {
+		fail.Set = Orphan // whoever runs there obeys nobody any more
+	}
+	return fail
 }

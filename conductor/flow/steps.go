@@ -76,7 +76,7 @@ func (d *Deps) step(ctx context.Context, j *work.Job, a Agent, s *Planned, param
 	if s.Status != "" {
 		cmds, err := a.Commands(ctx)
 		if err != nil {
-			return d.agentFailed(j, err, what, p)
+			return d.AgentFailed(j, err, what, p)
 		}
 		if c := find(cmds, s); c != nil {
 			return d.observe(ctx, j, s, c, p)
@@ -89,7 +89,7 @@ func (d *Deps) step(ctx context.Context, j *work.Job, a Agent, s *Planned, param
 	if s.Status == "" {
 		cmds, err := a.Commands(ctx)
 		if err != nil {
-			return d.agentFailed(j, err, what, p)
+			return d.AgentFailed(j, err, what, p)
 		}
 		if len(cmds) > 0 {
 			s.Before = cmds[len(cmds)-1].ID
@@ -106,7 +106,7 @@ func (d *Deps) step(ctx context.Context, j *work.Job, a Agent, s *Planned, param
 	c, err := a.Execute(ctx, s.Command, body, false)
 	if err != nil {
 		if errors.Is(err, agentclient.ErrUnreachable) || errors.Is(err, agentclient.ErrBusy) || errors.Is(err, agentclient.ErrToken) {
-			return d.agentFailed(j, err, what, p)
+			return d.AgentFailed(j, err, what, p)
 		}
 		return d.failed(ctx, j, s, err.Error())
 	}
