@@ -277,6 +277,9 @@ func (s *server) deleteNode(w http.ResponseWriter, r *http.Request) {
 		err = deletable(n)
 	}
 	if err == nil {
+		err = s.idle(r.Context(), n)
+	}
+	if err == nil {
 		err = s.store.DeleteNode(r.Context(), n.UUID)
 	}
 	if err != nil {
@@ -288,6 +291,22 @@ func (s *server) deleteNode(w http.ResponseWriter, r *http.Request) {
 		s.cfg.Logs.Forget(n.UUID)
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// idle refuses to delete a node that is worked on, also in maintenance: its
+// machine would go on writing with nobody left who could switch it off.
+func (s *server) idle(ctx context.Context, n *store.Node) error {
+	if slices.Contains(state.Deletable, n.ProvisionState) {
+		return nil
+	}
+	_, err := s.store.WorkOf(ctx, n.UUID)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("node %s: its work: %w", n.UUID, err)
+	}
+	return client(http.StatusConflict, "Can not delete node \"%s\" while it is in provision state \"%s\": its machine is worked on. Abort that or wait for its end, then delete.", n.UUID, n.ProvisionState)
 }
 
 func deletable(n *store.Node) error {

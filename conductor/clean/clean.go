@@ -76,7 +76,7 @@ func plan(ctx context.Context, d *flow.Deps, j *work.Job, p *payload, manual boo
 	offered, err := offeredSteps(ctx, d, j)
 	if err != nil {
 		if errors.Is(err, agentclient.ErrUnreachable) {
-			return work.Retry{After: 2 * time.Second, Cause: err, Payload: p}
+			return d.AgentFailed(j, err, "before the first step", p)
 		}
 		return work.Fail{Cause: fmt.Errorf("ask the agent for its clean steps: %w", err), Next: "retry the verb to boot the ramdisk afresh"}
 	}

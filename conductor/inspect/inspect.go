@@ -51,8 +51,8 @@ func Handler(d *flow.Deps) work.Handler {
 		}
 		inv, err := ask(ctx, d, j.Node)
 		if err != nil {
-			if errors.Is(err, agentclient.ErrUnreachable) && j.Attempt < 10 {
-				return work.Retry{After: 2 * time.Second, Cause: err, Payload: &p}
+			if errors.Is(err, agentclient.ErrUnreachable) || errors.Is(err, agentclient.ErrBusy) {
+				return d.AgentFailed(j, err, "during the inspection", &p)
 			}
 			return work.Fail{Cause: err, Next: "`slipway node logs` has the agent's log; retry `inspect`"}
 		}

@@ -2,6 +2,8 @@ package serve
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -65,6 +67,12 @@ func (v *resolver) plan(n *store.Node, mac string) boot.Plan {
 	if path == "" {
 		return p
 	}
+	nonce := v.secrets.Nonce(path)
+	if spent := sha256.Sum256([]byte(nonce)); n.DriverInternalInfo[flow.KeyNonce] == hex.EncodeToString(spent[:]) {
+		// Its agent has looked itself up. A machine that netboots once more has
+		// restarted by itself, and a second ramdisk would be taken for an impostor.
+		return p
+	}
 	p.Netboot, p.Path = true, path
 	p.Kernel = filepath.Join(v.ramdisk, "vmlinuz")
 	p.Initrd = filepath.Join(v.ramdisk, "initramfs.cpio.zst")
@@ -77,7 +85,7 @@ func (v *resolver) plan(n *store.Node, mac string) boot.Plan {
 		}
 	}
 	p.Config = agent.BootConfig{
-		Conductor: v.conductor, Nonce: v.secrets.Nonce(path), NodeUUID: n.UUID, BootMAC: mac, Slipway: true,
+		Conductor: v.conductor, Nonce: nonce, NodeUUID: n.UUID, BootMAC: mac, Slipway: true,
 	}
 	return p
 }

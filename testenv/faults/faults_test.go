@@ -89,7 +89,7 @@ func noSecrets(t *testing.T, r *sim.Rack, m *sim.Machine) {
 		t.Fatal(err)
 	}
 	for where, text := range texts {
-		for _, canary := range []string{sim.Password, "canary-user-data-88c2"} {
+		for _, canary := range append(m.Secrets(), sim.Password, "canary-user-data-88c2") {
 			if bytes.Contains(text, []byte(canary)) {
 				t.Errorf("%s is in %s", canary, where)
 			}

@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"github.com/slipway-metal/slipway/agent/beat"
 	"github.com/slipway-metal/slipway/agent/bootconf"
 	"github.com/slipway-metal/slipway/agent/host"
 	"github.com/slipway-metal/slipway/agent/host/recorded"
@@ -55,6 +56,9 @@ type Machine struct {
 	end   context.CancelFunc // of the present boot
 	done  chan struct{}      // closed when the present boot has ended
 	boots []string           // what each start came to: ramdisk, os, nothing
+	agent string             // URL of the present agent's API
+
+	nonces, tokens []string // of all its boots
 }
 
 var _ fakebmc.Machine = (*Machine)(nil)
@@ -103,18 +107,26 @@ func (r *Rack) Verb(m *Machine, verb, end string) {
 	r.Await(m, end)
 }
 
+func failedState(state string) bool { return strings.HasSuffix(state, "failed") || state == "error" }
+
 // Await waits until the node rests in a state; another resting place fails the test.
 func (r *Rack) Await(m *Machine, end string) ironic.Node {
 	r.t.Helper()
 	var n ironic.Node
 	r.until("node in "+end, func() bool {
 		n = m.Node()
-		failed := strings.HasSuffix(n.ProvisionState, "failed") || n.ProvisionState == "error"
+		failed := failedState(n.ProvisionState)
 		if failed && n.ProvisionState != end {
 			r.t.Fatalf("node is %s instead of %s: %s", n.ProvisionState, end, n.LastError)
 		}
 		return n.ProvisionState == end && (failed || n.TargetProvisionState == "")
 	})
+	if !failedState(end) && n.LastError != "" {
+		r.t.Errorf("node is %s and still shows the error of an earlier try: %s", end, n.LastError)
+	}
+	if status, body := r.Do("GET", "/slipway/v1/nodes/"+m.UUID+"/explain", nil); status != http.StatusOK || n.LastError != "" && !strings.Contains(body, n.LastError[:20]) {
+		r.t.Errorf("explain: %d %s", status, body)
+	}
 	return n
 }
 
@@ -365,11 +377,17 @@ func (m *Machine) ramdisk(ctx context.Context, conf bootconf.Config) {
 	}
 	defer console.Close()
 	ring := logring.New(console, slog.LevelInfo)
-	identity := filepath.Join(m.dir, "agent.json")
+	identity := m.identity()
 	if err := os.RemoveAll(identity); err != nil {
 		m.t.Errorf("machine %s: %v", m.Name, err)
 	}
-	l := &life.Life{Conf: conf, Machine: h, State: identity, Listen: "127.0.0.1:0", Memory: 64 << 20, Log: slog.New(ring), Ring: ring}
+	listen := freePort(m.t)
+	m.mu.Lock()
+	m.agent = "http://" + listen
+	m.nonces = append(m.nonces, conf.Nonce)
+	m.mu.Unlock()
+	defer m.keepToken()
+	l := &life.Life{Conf: conf, Machine: h, State: identity, Listen: listen, Memory: 64 << 20, Log: slog.New(ring), Ring: ring}
 	action, err := l.Run(ctx)
 	if err != nil && ctx.Err() == nil {
 		m.t.Errorf("agent of %s: %v", m.Name, err)
@@ -379,6 +397,45 @@ func (m *Machine) ramdisk(ctx context.Context, conf bootconf.Config) {
 		defer m.mu.Unlock()
 		m.on = false
 	}
+}
+
+func (m *Machine) identity() string { return filepath.Join(m.dir, "agent.json") }
+
+// keepToken remembers the token of the agent that is or was last there.
+func (m *Machine) keepToken() {
+	st, err := beat.LoadState(m.identity())
+	if err != nil || st.Token() == "" {
+		return // it never looked itself up
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !slices.Contains(m.tokens, st.Token()) {
+		m.tokens = append(m.tokens, st.Token())
+	}
+}
+
+// Secrets are the nonces and tokens of all boots so far.
+func (m *Machine) Secrets() []string {
+	m.keepToken()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Concat(m.nonces, m.tokens)
+}
+
+// Agent is the URL of the running agent's API, its token and its boot's id.
+func (m *Machine) Agent() (url, token, boot string) {
+	m.t.Helper()
+	st, err := beat.LoadState(m.identity())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	id, err := os.ReadFile(filepath.Join(m.dir, "host/proc/sys/kernel/random/boot_id"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.agent, st.Token(), strings.TrimSpace(string(id))
 }
 
 // host is the recorded machine with this one's MAC and a new boot id. Its disk
