@@ -293,10 +293,10 @@ func (s *server) deleteNode(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// idle refuses to delete a node that is worked on, also in maintenance: its
-// machine would go on writing with nobody left who could switch it off.
+// idle refuses to delete a node whose agent is at work, also in maintenance: it
+// would go on writing with nobody left who could switch the machine off.
 func (s *server) idle(ctx context.Context, n *store.Node) error {
-	if slices.Contains(state.Deletable, n.ProvisionState) {
+	if slices.Contains(state.Deletable, n.ProvisionState) || info(n, keyToken) == "" {
 		return nil
 	}
 	_, err := s.store.WorkOf(ctx, n.UUID)
@@ -306,7 +306,7 @@ func (s *server) idle(ctx context.Context, n *store.Node) error {
 	case err != nil:
 		return fmt.Errorf("node %s: its work: %w", n.UUID, err)
 	}
-	return client(http.StatusConflict, "Can not delete node \"%s\" while it is in provision state \"%s\": its machine is worked on. Abort that or wait for its end, then delete.", n.UUID, n.ProvisionState)
+	return client(http.StatusConflict, "Can not delete node \"%s\" while it is in provision state \"%s\": its agent is at work. Abort that or wait for its end, then delete.", n.UUID, n.ProvisionState)
 }
 
 func deletable(n *store.Node) error {
