@@ -13,7 +13,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 STABLE := -trimpath -buildvcs=false -ldflags "-s -w -buildid="
 GO := source scripts/go-env && CGO_ENABLED=0 go
 
-.PHONY: all bin ramdisk ramdisk-metal image setup demo test test-unit test-race test-lint test-e2e lab bench clean
+.PHONY: all bin ramdisk ramdisk-metal image setup demo test test-unit test-race test-lint test-e2e compat lab bench clean
 
 all: setup bin ramdisk
 
@@ -56,10 +56,15 @@ test-lint:
 test-e2e: bin ramdisk image
 	@source scripts/go-env && SLIPWAY_QEMU=1 go test -count=1 -timeout 15m -v -run 'TestDeploy' ./testenv/e2e
 
+# Other people's clients against the API.
+compat: setup
+	@source scripts/go-env && scripts/compat
+
 lab: setup bin ramdisk ramdisk-metal image
 	@scripts/setup lab
 	@bin/slipway-lab image build --guest bin/slipway-guest cloud-init
-	@source scripts/go-env && SLIPWAY_QEMU=1 SLIPWAY_LAB=1 go test -count=1 -timeout 80m -v ./testenv/... ./initramfs/... ./conductor/boot/... ./conductor/bmc/...
+	@source scripts/go-env && SLIPWAY_QEMU=1 SLIPWAY_LAB=1 go test -count=1 -timeout 80m -p 1 -v ./testenv/... ./initramfs/... ./conductor/boot/... ./conductor/bmc/...
+	@$(MAKE) --no-print-directory compat
 
 bench: setup bin ramdisk ramdisk-metal image
 	@source scripts/go-env && scripts/bench
