@@ -45,6 +45,8 @@ type serveCmd struct {
 	CallbackTimeout time.Duration `help:"How long a machine has from power-on to its agent's first call." default:"30m"`
 	AgentSilence    time.Duration `help:"How long an agent at work may not be heard of before its step has failed." default:"2m"`
 	PowerSync       time.Duration `help:"How often every BMC at rest is asked for its power state; 0 is never." default:"1m"`
+	BMCTimeout      time.Duration `help:"How long one exchange with a BMC may take." default:"30s"`
+	PowerTimeout    time.Duration `help:"How long a machine's power may take to change once its BMC has agreed." default:"1m"`
 	Workers         int           `help:"Nodes worked on at the same moment; waiting costs none." default:"32"`
 	LogLevel        string        `help:"debug, info, warn or error." enum:"debug,info,warn,error" default:"info" env:"SLIPWAY_LOG_LEVEL"`
 }
@@ -60,7 +62,7 @@ func (c *serveCmd) Run(ctx context.Context) error {
 		Data: c.Data, Listen: c.Listen, Auth: c.Auth, Htpasswd: c.Htpasswd, TLSCert: c.TLSCert, TLSKey: c.TLSKey,
 		BootInterface: c.BootInterface, ProvisionListen: c.ProvisionListen, DHCP: c.DHCP, DHCPRange: c.DHCPRange,
 		IPXE: c.IPXE, Ramdisk: c.Ramdisk, KernelArgs: c.KernelArg, Images: c.Images,
-		CallbackTimeout: c.CallbackTimeout, AgentSilence: c.AgentSilence, PowerSync: c.PowerSync, Workers: c.Workers,
+		CallbackTimeout: c.CallbackTimeout, AgentSilence: c.AgentSilence, PowerSync: c.PowerSync, BMCTimeout: c.BMCTimeout, PowerTimeout: c.PowerTimeout, Workers: c.Workers,
 	}, log)
 	var refused *serve.RefusedError
 	if errors.As(err, &refused) {

@@ -203,11 +203,19 @@ func Permanent(err error) bool {
 // bmcTries: consecutive failures of BMC calls that a flow rides out.
 const bmcTries = 5
 
+// ignoredTries is the same for writes that a BMC accepted and did not carry out:
+// each was waited for already, and such a BMC seldom changes its mind.
+const ignoredTries = 1
+
 // bmcFailed retries what may pass and fails what can't: refused credentials.
 func (d *Deps) bmcFailed(ctx context.Context, j *work.Job, what string, err error, p any) work.Result {
 	err = fmt.Errorf("%s: %w", what, err)
 	d.Record(ctx, j.Node.UUID, event.Evidence{Hop: event.HopPower, Fact: what + " failed", Detail: map[string]any{"error": err.Error()}})
-	if Permanent(err) || j.Attempt >= bmcTries {
+	tries := bmcTries
+	if errors.Is(err, bmc.ErrIgnored) {
+		tries = ignoredTries
+	}
+	if Permanent(err) || j.Attempt >= tries {
 		return work.Fail{Cause: err, Next: "check the BMC's address and credentials in driver_info and its own log, then retry the verb"}
 	}
 	after := time.Duration(1<<j.Attempt) * time.Second

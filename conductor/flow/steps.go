@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -159,14 +160,23 @@ func (d *Deps) observe(ctx context.Context, j *work.Job, s *Planned, c *agent.Co
 		}
 		return nil
 	}
-	msg := "the agent gave no reason"
-	if c.CommandError != nil {
-		msg = c.CommandError.Message
-		if c.CommandError.Details != "" && c.CommandError.Details != msg {
-			msg += ": " + c.CommandError.Details
-		}
+	return d.failed(ctx, j, s, strings.TrimPrefix(reason(c.CommandError), "step "+s.Step.Step+": "))
+}
+
+// executionFailed is what IPA says of every failure; the reason is in the details.
+const executionFailed = "Command execution failed"
+
+// reason is the agent's error in one line.
+func reason(e *agent.CommandError) string {
+	switch {
+	case e == nil || e.Message == "" && e.Details == "":
+		return "the agent gave no reason"
+	case e.Details == "" || e.Details == e.Message:
+		return e.Message
+	case e.Message == executionFailed || e.Message == "":
+		return strings.TrimPrefix(e.Details, executionFailed+": ")
 	}
-	return d.failed(ctx, j, s, msg)
+	return e.Message + ": " + e.Details
 }
 
 func (d *Deps) failed(ctx context.Context, j *work.Job, s *Planned, msg string) work.Result {

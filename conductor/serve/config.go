@@ -34,6 +34,8 @@ type Config struct {
 	CallbackTimeout time.Duration
 	AgentSilence    time.Duration // how long a working agent may not be heard of
 	PowerSync       time.Duration // between two looks at every BMC's power state; 0 is never
+	BMCTimeout      time.Duration // of one exchange with a BMC; 0 is bmc's default
+	PowerTimeout    time.Duration // from an accepted power change to its effect; 0 is bmc's default
 	Workers         int
 }
 

@@ -80,7 +80,7 @@ type conductor struct {
 func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slog.Logger) (*conductor, error) {
 	hub := events.New(eventsKept)
 	live := api.NewLive()
-	bmcs := bmc.NewManager(bmc.Builtin(), bmc.Options{Logger: log}, func(node string) bmc.PowerRecord { return record{st, node} })
+	bmcs := bmc.NewManager(bmc.Builtin(), bmc.Options{Logger: log, Timeouts: bmc.Timeouts{Request: cfg.BMCTimeout, Power: cfg.PowerTimeout}}, func(node string) bmc.PowerRecord { return record{st, node} })
 	deps := &flow.Deps{
 		Store: st, Dial: flow.DialAgent, LastHeartbeat: live.LastHeartbeat, ApplyInventory: api.ApplyInventory,
 		BMC:     func(n *store.Node) (bmc.BMC, error) { return bmcs.For(n.UUID, n.Driver, n.DriverInfo) },

@@ -24,9 +24,9 @@ import (
 func itoa(n int) string { return strconv.Itoa(n) }
 
 // rack starts a conductor whose deadlines are short.
-func rack(t *testing.T) *sim.Rack {
+func rack(t *testing.T, more ...string) *sim.Rack {
 	t.Helper()
-	return sim.NewRack(t, "--callback-timeout", "20s", "--agent-silence", "4s", "--power-sync", "0")
+	return sim.NewRack(t, append([]string{"--callback-timeout", "20s", "--agent-silence", "4s", "--power-sync", "0"}, more...)...)
 }
 
 var makeImage = sync.OnceValues(func() ([]byte, error) {
@@ -100,6 +100,7 @@ func noSecrets(t *testing.T, r *sim.Rack, m *sim.Machine) {
 // TestAgentDiesDuringTheWrite: the deploy fails with a reason, the disk does not
 // boot, and the next try succeeds.
 func TestAgentDiesDuringTheWrite(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -141,6 +142,7 @@ func stallHalfWay(b []byte, once *sync.Once, half chan struct{}) func(http.Respo
 // TestPowerCutDuringTheWrite is the same with the machine off; it stays inert
 // when somebody switches it on again.
 func TestPowerCutDuringTheWrite(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -166,6 +168,7 @@ func TestPowerCutDuringTheWrite(t *testing.T) {
 // TestConductorKilledDuringTheWrite: kill -9, start again; the agent went on
 // writing, and the image is written once.
 func TestConductorKilledDuringTheWrite(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -211,39 +214,10 @@ func TestConductorKilledDuringTheWrite(t *testing.T) {
 	}
 }
 
-// TestBMCFaults: what a BMC does wrong ends in a state with a reason.
-func TestBMCFaults(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		faults fakebmc.Faults
-		says   []string
-	}{
-		{"refuses the credentials", fakebmc.Faults{RefuseAuth: true}, []string{"credentials", "driver_info"}},
-		{"answers 500", fakebmc.Faults{Status: 500}, []string{"BMC"}},
-		{"babbles", fakebmc.Faults{Malformed: true}, []string{"BMC"}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			r := rack(t)
-			m := r.Bare("node-a", "52:54:00:aa:00:01")
-			m.BMC.SetFaults(tc.faults)
-			r.Must("PUT", "/v1/nodes/"+m.UUID+"/states/provision", map[string]any{"target": "manage"}, nil)
-			r.Until("verifying failed", func() bool { n := m.Node(); return n.ProvisionState == "enroll" && n.LastError != "" })
-			n := m.Node()
-			for _, want := range append(tc.says, "; ") {
-				if !strings.Contains(n.LastError, want) {
-					t.Errorf("last_error does not say %q: %s", want, n.LastError)
-				}
-			}
-			noSecrets(t, r, m)
-			m.BMC.SetFaults(fakebmc.Faults{})
-		})
-	}
-}
-
 // TestMachineThatNeverCalls: the callback deadline passes, twice; explain says
 // which hop is missing.
 func TestMachineThatNeverCalls(t *testing.T) {
+	t.Parallel()
 	r := sim.NewRack(t, "--callback-timeout", "2s", "--agent-silence", "4s", "--power-sync", "0")
 	m := r.Add("node-a", "52:54:00:aa:00:01")
 	m.BMC.SetFaults(fakebmc.Faults{}) // a machine whose NIC is not in the boot order:
@@ -264,6 +238,7 @@ func TestMachineThatNeverCalls(t *testing.T) {
 
 // TestTwoMachinesWithOneMAC: the second can't be enrolled, and is told whose it is.
 func TestTwoMachinesWithOneMAC(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	a := r.Bare("node-a", "52:54:00:aa:00:01")
 	r.Must("POST", "/v1/nodes", map[string]any{"name": "node-b", "driver": "fake-hardware"}, nil)
@@ -276,6 +251,7 @@ func TestTwoMachinesWithOneMAC(t *testing.T) {
 // TestAgentsCallsAreChecked: lookup of an unknown machine, heartbeats with a
 // wrong token, and a second claimant of an identity.
 func TestAgentsCallsAreChecked(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	call := func(method, path, body string, header map[string]string) (int, string) {
@@ -317,6 +293,7 @@ func TestAgentsCallsAreChecked(t *testing.T) {
 
 // TestBadRequests: what users get wrong on the API and the command line.
 func TestBadRequests(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Add("node-a", "52:54:00:aa:00:01")
 	status, body := r.Do("PUT", "/v1/nodes/"+m.UUID+"/states/provision", map[string]any{"target": "active"})
@@ -343,6 +320,7 @@ func TestBadRequests(t *testing.T) {
 // TestAbortLeavesASafeMachine: an abort in the middle of the write ends with the
 // machine off, so that nothing goes on writing.
 func TestAbortLeavesASafeMachine(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -366,6 +344,7 @@ func TestAbortLeavesASafeMachine(t *testing.T) {
 
 // TestDeployedMachineGetsNoRamdisk: who netboots without being asked to boots its disk.
 func TestDeployedMachineGetsNoRamdisk(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -382,6 +361,7 @@ func TestDeployedMachineGetsNoRamdisk(t *testing.T) {
 
 // TestDeleteDuringADeployIsRefused, and maintenance does not disturb it.
 func TestDeleteDuringADeployIsRefused(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -399,6 +379,9 @@ func TestDeleteDuringADeployIsRefused(t *testing.T) {
 		t.Errorf("delete: %d %s", status, body)
 	}
 	r.Must("PUT", "/v1/nodes/"+m.UUID+"/maintenance", map[string]any{"reason": "test"}, nil)
+	if status, body := r.Do("DELETE", "/v1/nodes/"+m.UUID, nil); status != http.StatusConflict {
+		t.Errorf("delete in maintenance: %d %s", status, body)
+	}
 	r.Must("DELETE", "/v1/nodes/"+m.UUID+"/maintenance", nil, nil)
 	close(goOn)
 	r.Await(m, "active")

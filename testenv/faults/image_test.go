@@ -112,6 +112,7 @@ func claims(n int) func(http.ResponseWriter, *http.Request) bool {
 // TestRefusedBeforeAnythingIsTouched: what can be known from the request alone
 // fails without a step, and the disk is what it was.
 func TestRefusedBeforeAnythingIsTouched(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -160,6 +161,7 @@ func TestRefusedBeforeAnythingIsTouched(t *testing.T) {
 
 // TestInterruptedDownloadGoesOn: a reset half-way is taken up by range, once.
 func TestInterruptedDownloadGoesOn(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
@@ -192,8 +194,42 @@ func TestInterruptedDownloadGoesOn(t *testing.T) {
 	}
 }
 
+// TestChangedImageIsNotSpliced: the image behind the URL changes while it is
+// read. Two halves of different images never become one disk.
+func TestChangedImageIsNotSpliced(t *testing.T) {
+	t.Parallel()
+	r := rack(t)
+	m := r.Ready("node-a", "52:54:00:aa:00:01")
+	good := image(t)
+	other := altered(good)
+	var n atomic.Int32
+	m.Deploy(serveImage(t, good, func(w http.ResponseWriter, req *http.Request) bool {
+		if n.Add(1) > 1 {
+			w.Header().Set("ETag", `"v2"`)
+			http.ServeContent(w, req, "", time.Time{}, strings.NewReader(string(other)))
+			return true
+		}
+		w.Header().Set("Content-Length", itoa(len(good)))
+		w.Header().Set("Content-Range", "bytes 0-"+itoa(len(good)-1)+"/"+itoa(len(good)))
+		w.Header().Set("ETag", `"v1"`)
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(good[:len(good)/4])
+		panic(http.ErrAbortHandler)
+	}), sum(good))
+	last := r.Await(m, "deploy failed").LastError
+	for _, want := range []string{"step write_image", sum(other), "; "} { // the digest of all of the new one
+		if !strings.Contains(last, want) {
+			t.Errorf("last_error does not say %q: %s", want, last)
+		}
+	}
+	if m.Bootable() {
+		t.Error("the disk would boot")
+	}
+}
+
 // TestServerErrorsAreRiddenOut: 500 twice, then the image.
 func TestServerErrorsAreRiddenOut(t *testing.T) {
+	t.Parallel()
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
