@@ -111,6 +111,34 @@ func execute(t *testing.T, url, token, name string, params any) string {
 	return string(body)
 }
 
+// TestConductorKilledAgainAndAgain: kill -9 every moment on the way from
+// manageable to active. Nothing is lost and nothing needs a person.
+func TestConductorKilledAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	r := rack(t)
+	m := r.Add("node-a", "52:54:00:aa:00:01")
+	good := image(t)
+	chaos := func(end string) {
+		for _, after := range []time.Duration{5, 30, 80, 150, 250} {
+			time.Sleep(after * time.Millisecond) // the moment is the point
+			r.Kill()
+			r.Start()
+		}
+		r.Await(m, end)
+	}
+	for _, verb := range []struct{ name, end string }{{"inspect", "manageable"}, {"provide", "available"}} {
+		r.Must("PUT", "/v1/nodes/"+m.UUID+"/states/provision", map[string]any{"target": verb.name}, nil)
+		chaos(verb.end)
+	}
+	m.Deploy(serveImage(t, good, nil), sum(good))
+	chaos("active")
+	if !m.Bootable() {
+		t.Error("the disk does not boot")
+	}
+	r.Until("the machine runs its system", func() bool { b := m.Boots(); return b[len(b)-1] == "os" })
+	noSecrets(t, r, m)
+}
+
 // TestMachineThatRestartsByItselfDuringTheWrite: it boots from the network by
 // habit, gets no second ramdisk, and is not taken for an impostor.
 func TestMachineThatRestartsByItselfDuringTheWrite(t *testing.T) {
