@@ -184,7 +184,7 @@ func TestWhatAnAgentsErrorComesTo(t *testing.T) {
 				t.Errorf("%s: %+v", tc.name, res)
 			}
 			// The engine keeps the deadline before when none is given.
-			if tc.err == agentclient.ErrBusy && !res.Until.IsZero() {
+			if errors.Is(tc.err, agentclient.ErrBusy) && !res.Until.IsZero() {
 				t.Errorf("%s: a busy agent renews its own deadline", tc.name)
 			}
 		case work.Fail:

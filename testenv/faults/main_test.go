@@ -1,17 +1,10 @@
 package faults
 
 import (
-	"flag"
-	"fmt"
 	"os"
 	"testing"
+
+	"github.com/slipway-metal/slipway/testenv/sim"
 )
 
-// TestMain runs more tests at once than there are cores: they mostly wait.
-func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(sim.Main(m)) }

@@ -7,6 +7,7 @@ package sim
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,13 +30,37 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "slipway")
-	cmd := exec.Command("go", "build", "-o", bin, "github.com/slipway-metal/slipway/conductor")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	built = dir
+	args := []string{"build", "-o", bin}
+	cgo := "CGO_ENABLED=0"
+	if race {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	cmd := exec.Command("go", append(args, "github.com/slipway-metal/slipway/conductor")...)
+	cmd.Env = append(os.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the conductor: %w\n%s", err, out)
 	}
 	return bin, nil
 })
+
+// built is the directory of what build made, "" for nothing yet.
+var built string
+
+// Main is for TestMain: it runs the tests, several more at once than there are
+// cores, as they mostly wait, and removes the conductor that was built for them.
+func Main(m *testing.M) int {
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() {
+		if built != "" {
+			_ = os.RemoveAll(built) // a temporary directory
+		}
+	}()
+	return m.Run()
+}
 
 // Rack is a conductor and its machines.
 type Rack struct {
@@ -65,6 +91,9 @@ func NewRack(t testing.TB, args ...string) *Rack {
 	r.Start()
 	t.Cleanup(func() {
 		r.stop(os.Interrupt)
+		if strings.Contains(r.Log(), "DATA RACE") {
+			t.Error("the conductor has a data race")
+		}
 		if t.Failed() {
 			t.Logf("conductor:\n%s", r.Log())
 		}
