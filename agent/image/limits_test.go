@@ -162,9 +162,10 @@ func TestProgress(t *testing.T) {
 				t.Errorf("event %d: %d of %d after %d", i+1, e.Done, e.Total, events[i].Done)
 			}
 		}
-		e := events[len(events)-1]
+		// One on the way: the last may come at the very end, with nothing left to wait for.
+		e := events[len(events)-2]
 		if e.Stage != PhaseWrite || e.Bottleneck != StageNetwork || e.Rate < mib || e.ETA <= 0 || e.ETA > 60 || e.Percent < 50 {
-			t.Errorf("the last event is %+v", e)
+			t.Errorf("an event near the end is %+v", e)
 		}
 	})
 }

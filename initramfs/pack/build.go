@@ -152,10 +152,14 @@ func (in Inputs) assemble(tree *kernel.Tree) (*Manifest, []byte, error) {
 		files = append(files, File{Path: base + mod.Path, Mode: 0o644, Data: mod.Image, Part: partOf(mod.Path)})
 		m.Modules = append(m.Modules, mod.Name)
 	}
-	for name, data := range map[string][]byte{
-		"modules.dep": sel.DepFile(), "modules.alias": sel.AliasFile(), "modules.softdep": sel.SoftdepFile(in.Flavor.Softdeps),
+	// In this order: a part's compressed size depends on it.
+	for _, index := range []struct {
+		name string
+		data []byte
+	}{
+		{"modules.dep", sel.DepFile()}, {"modules.alias", sel.AliasFile()}, {"modules.softdep", sel.SoftdepFile(in.Flavor.Softdeps)},
 	} {
-		files = append(files, File{Path: base + name, Mode: 0o644, Data: data, Part: "module index"})
+		files = append(files, File{Path: base + index.name, Mode: 0o644, Data: index.data, Part: "module index"})
 	}
 	archive, err := Archive(files, Devices()...)
 	if err != nil {
