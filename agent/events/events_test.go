@@ -59,6 +59,8 @@ func TestBlackHole(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { r.Run(ctx); close(done) }()
+		r.Emit(event.KindLog, event.Log{Message: "the one that vanishes into the hole"})
+		synctest.Wait() // it is being sent
 		start := time.Now()
 		for range 3 * ringSize {
 			r.Emit(event.KindLog, event.Log{Message: "x"})
