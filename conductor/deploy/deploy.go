@@ -168,10 +168,14 @@ func stepParams(ctx context.Context, d *flow.Deps, n *store.Node, s *flow.Planne
 		if mode == "" {
 			mode, _ = inventoryBootMode(n)
 		}
-		return map[string]any{
+		params := map[string]any{
 			"root_uuid": nil, "efi_system_part_uuid": nil, "prep_boot_part_uuid": nil,
-			"target_boot_mode": mode, "slipway_command_id": s.ID,
-		}, nil
+			"target_boot_mode": mode,
+		}
+		if id := flow.CommandID(n, s); id != "" {
+			params["slipway_command_id"] = id
+		}
+		return params, nil
 	}
 	var args map[string]any
 	if s.Step.Step == "write_image" {

@@ -2,9 +2,12 @@ package deploy
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/slipway-metal/slipway/conductor/flow"
 	"github.com/slipway-metal/slipway/conductor/store"
 	"github.com/slipway-metal/slipway/proto/agent"
 )
@@ -100,6 +103,31 @@ func TestWhatIsWrongWithTheImageIsSaidBeforeTheMachineIsTouched(t *testing.T) {
 			}
 		} else if err == nil || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: error %v does not say %q", tc.name, err, tc.says)
+		}
+	}
+}
+
+// A stock ironic-python-agent fails a command that has a parameter it does not know.
+func TestAStockAgentGetsNoParametersOfOurs(t *testing.T) {
+	s := flow.NewStep(bootloader, agent.Step{Step: "install_bootloader"})
+	want := []string{"efi_system_part_uuid", "prep_boot_part_uuid", "root_uuid", "target_boot_mode"} // as recorded from Ironic
+	for name, info := range map[string]map[string]any{"stock": {}, "ours": {flow.KeyBootID: "b"}} {
+		n := node(t, nil)
+		n.BootMode, n.DriverInternalInfo = "uefi", info
+		params, err := stepParams(t.Context(), nil, n, &s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, ok := params.(map[string]any)
+		if !ok {
+			t.Fatalf("%s: %T", name, params)
+		}
+		if id, has := m["slipway_command_id"]; has != (name == "ours") || has && id != s.ID {
+			t.Errorf("%s: slipway_command_id %v", name, id)
+		}
+		delete(m, "slipway_command_id")
+		if got := slices.Sorted(maps.Keys(m)); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
 }

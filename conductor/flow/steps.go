@@ -187,6 +187,16 @@ func (d *Deps) failed(ctx context.Context, j *work.Job, s *Planned, msg string) 
 	}
 }
 
+// CommandID is s's id where the node's agent is one of ours, else "". A stock
+// ironic-python-agent takes every parameter that it does not know for an argument
+// of the step, which then fails (seen with 13.0.0): it must get none of ours.
+func CommandID(n *store.Node, s *Planned) string {
+	if str(n.DriverInternalInfo, KeyBootID) == "" { // only ours tells its boot id
+		return ""
+	}
+	return s.ID
+}
+
 // orderLife is how long an order may wait for its agent.
 const orderLife = 10 * time.Minute
 
@@ -209,7 +219,7 @@ func (d *Deps) StepParams(ctx context.Context, n *store.Node, s *Planned, args m
 	if args != nil {
 		step.Args = args
 	}
-	out := agent.StepParams{Step: step, Node: node, Ports: ports, CommandID: s.ID}
+	out := agent.StepParams{Step: step, Node: node, Ports: ports, CommandID: CommandID(n, s)}
 	if bootID := str(n.DriverInternalInfo, KeyBootID); len(s.Disks) > 0 && bootID != "" {
 		order := agent.Order{
 			Node: n.UUID, BootID: bootID, Disks: s.Disks, Action: step.Step,

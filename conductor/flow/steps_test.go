@@ -260,3 +260,14 @@ func TestOrphansAreSwitchedOff(t *testing.T) {
 		t.Error("another machine was switched off")
 	}
 }
+
+// Nor does it get an id of ours with a step: it would be an argument of the step.
+func TestOnlyOurAgentIsGivenOurIDs(t *testing.T) {
+	s := NewStep("clean.execute_clean_step", agent.Step{Step: "erase_devices_metadata"}, agent.DiskIdentity{Serial: "s", Size: 1})
+	for boot, want := range map[string]string{"": "", "a-boot-id": s.ID} {
+		n := &store.Node{UUID: "n", DriverInternalInfo: map[string]any{KeyBootID: boot}}
+		if got := CommandID(n, &s); got != want {
+			t.Errorf("boot id %q: %q, want %q", boot, got, want)
+		}
+	}
+}
