@@ -56,7 +56,7 @@ test-lint:
 test-e2e: bin ramdisk image
 	@source scripts/go-env && SLIPWAY_QEMU=1 go test -count=1 -timeout 15m -v -run 'TestDeploy' ./testenv/e2e
 
-# Other people's clients against the API.
+# Other people's programs: clients of the API, Ironic over our agent, our conductor over Ironic's agent.
 compat: setup
 	@source scripts/go-env && scripts/compat
 
