@@ -1,62 +1,29 @@
 package api
 
 import (
-	"strings"
-
-	"github.com/slipway-metal/slipway/proto/ironic"
+	"github.com/slipway-metal/slipway/conductor/store"
 )
 
-// secretWords: a key that contains one of these holds a secret. The list is
-// wider than oslo's strutils.mask_dict_password, never narrower in what nodes carry.
-var secretWords = []string{
-	"password", "passwd", "pswd", "passphrase", "adminpass", "admin_pass", "secret", "token", "configdrive",
-	"private_key", "privatekey", "sslkey", "ssh_key_contents", "auth_key", "priv_key", "encrypted_key", "chap", "community", "credential",
+// masked copies m with its secrets hidden; a dictionary is never null in a reply.
+func masked(m map[string]any, secret func(key string) bool) map[string]any {
+	if m == nil {
+		return map[string]any{}
+	}
+	return store.Mask(m, secret)
 }
 
-func secretKey(key string) bool {
-	k := strings.ToLower(key)
-	for _, w := range secretWords {
-		if strings.Contains(k, w) {
-			return true
-		}
-	}
-	return false
-}
+// maskSecrets is for dictionaries that are the user's own: extra, properties.
+func maskSecrets(m map[string]any) map[string]any { return masked(m, store.HasSecretWord) }
 
-// maskSecrets copies m with every secret, at any depth, replaced. An empty
-// secret stays empty: it hides nothing and says that none is set.
-func maskSecrets(m map[string]any) map[string]any {
-	out := make(map[string]any, len(m))
-	for k, v := range m {
-		if secretKey(k) && v != nil && v != "" {
-			out[k] = ironic.Mask
-			continue
-		}
-		out[k] = maskValue(v)
-	}
-	return out
-}
-
-func maskValue(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		return maskSecrets(v)
-	case []any:
-		out := make([]any, len(v))
-		for i, e := range v {
-			out[i] = maskValue(e)
-		}
-		return out
-	}
-	return v
-}
+// maskInfo is for driver_info and its like: it hides what the store seals.
+func maskInfo(m map[string]any) map[string]any { return masked(m, store.IsSecret) }
 
 // maskInstance also hides image_url, which may be a temporary URL with its
 // signature (Ironic hides it for the same reason).
 func maskInstance(m map[string]any) map[string]any {
-	out := maskSecrets(m)
+	out := maskInfo(m)
 	if url, ok := out["image_url"]; ok && url != nil && url != "" {
-		out["image_url"] = ironic.Mask
+		out["image_url"] = store.Masked
 	}
 	return out
 }
@@ -67,7 +34,7 @@ func unmask(now, old map[string]any) {
 	for k, v := range now {
 		switch v := v.(type) {
 		case string:
-			if v == ironic.Mask && (secretKey(k) || k == "image_url") {
+			if v == store.Masked && (store.IsSecret(k) || k == "image_url") {
 				if was, ok := old[k]; ok {
 					now[k] = was
 				}

@@ -54,7 +54,6 @@ func nodeLinks(name string, since minor, below string) nodeField {
 	return nodeField{name: name, since: since, get: func(v *view, n *store.Node) any { return v.link("nodes/" + n.UUID + below) }}
 }
 
-func readOnly(f nodeField) nodeField   { f.set = nil; return f }
 func inBrief(f nodeField) nodeField    { f.brief = true; return f }
 func sortable(f nodeField) nodeField   { f.sort = true; return f }
 func atCreation(f nodeField) nodeField { f.createOnly = true; return f }
@@ -96,8 +95,10 @@ func nodeTable() []nodeField {
 		nodeShow("deploy_step", 44, func(o n) any { return object(o.DeployStep) }),
 		nodeText("description", 51, 4096, func(o n) *string { return &o.Description }),
 		sortable(nodeText("driver", 1, maxText, func(o n) *string { return &o.Driver })),
-		nodeObject("driver_info", 1, func(o n) *map[string]any { return &o.DriverInfo }),
-		readOnly(nodeObject("driver_internal_info", 3, func(o n) *map[string]any { return &o.DriverInternalInfo })),
+		{name: "driver_info", since: 1,
+			get: func(_ *view, o n) any { return maskInfo(o.DriverInfo) },
+			set: func(o n, value any) error { return setObject(&o.DriverInfo, value) }},
+		nodeShow("driver_internal_info", 3, func(o n) any { return maskInfo(o.DriverInternalInfo) }),
 		nodeObject("extra", 1, func(o n) *map[string]any { return &o.Extra }),
 		nodeShow("fault", 42, func(o n) any { return orNull(o.Fault) }),
 		nodeShow("health", 109, func(n) any { return nil }),

@@ -27,13 +27,13 @@ func TestSecretKeys(t *testing.T) {
 func TestMaskHidesSecretsAtAnyDepthAndLeavesTheOriginalAlone(t *testing.T) {
 	in := map[string]any{"redfish_password": "s3", "redfish_address": "a", "nested": []any{map[string]any{"token": "t", "n": 1.0}}}
 	want := map[string]any{"redfish_password": store.Masked, "redfish_address": "a", "nested": []any{map[string]any{"token": store.Masked, "n": 1.0}}}
-	if d := cmp.Diff(want, store.Mask(in)); d != "" {
+	if d := cmp.Diff(want, store.Mask(in, store.IsSecret)); d != "" {
 		t.Error(d)
 	}
 	if in["redfish_password"] != "s3" {
 		t.Error("Mask changed its argument")
 	}
-	if store.Mask(nil) != nil {
+	if store.Mask(nil, store.IsSecret) != nil {
 		t.Error("Mask(nil) is not nil")
 	}
 }
