@@ -16,19 +16,6 @@ import (
 	"github.com/slipway-metal/slipway/proto/event"
 )
 
-// Keys of driver_internal_info that describe the node's running agent. Those
-// without the prefix are Ironic's.
-const (
-	keyToken     = "agent_secret_token"
-	keyURL       = "agent_url"
-	keyVersion   = "agent_version"
-	keyVerifyCA  = "agent_verify_ca"
-	keyHeartbeat = "agent_last_heartbeat"
-	keyBootID    = "slipway_boot_id"
-	keyHalt      = "slipway_halt"         // the machine is to be switched off: flow.KeyHalt
-	keyNonce     = "slipway_nonce_digest" // of the nonce that earned the token
-)
-
 // faultIdentity is the node's fault when two machines claim to be it.
 const faultIdentity = "identity conflict"
 

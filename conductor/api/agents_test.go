@@ -121,7 +121,7 @@ func TestNonceIsBoundToItsMachine(t *testing.T) {
 	a, b := r.booting(mac1), r.booting(mac2)
 	r.boot(a, mac1, "for-a")
 	r.lookup(mac2, "for-a", "x").want(403)
-	if info(r.get(b), keyToken) != "" {
+	if info(r.get(b), store.KeyToken) != "" {
 		t.Error("the other machine got a token")
 	}
 	// A machine that has the MACs of two nodes is neither.
@@ -160,10 +160,10 @@ func TestStockAgentGetsTheTokenFirstComeAndOnlyWhereOneIsExpected(t *testing.T) 
 	}
 	rest := r.node(nil)
 	r.do("POST", "/v1/ports", map[string]any{"node_uuid": rest, "address": mac2}).want(201)
-	if token := tokenOf(r.lookup(mac2, "", "")); token != ironic.Mask || info(r.get(rest), keyToken) != "" {
+	if token := tokenOf(r.lookup(mac2, "", "")); token != ironic.Mask || info(r.get(rest), store.KeyToken) != "" {
 		t.Errorf("a resting node gave its token to a stranger: %q", token)
 	}
-	if strings.Contains(string(r.do("GET", "/v1/nodes/"+id, nil).body), info(r.get(id), keyToken)) {
+	if strings.Contains(string(r.do("GET", "/v1/nodes/"+id, nil).body), info(r.get(id), store.KeyToken)) {
 		t.Error("the token shows in the node")
 	}
 }
@@ -205,7 +205,7 @@ func TestHeartbeatWritesOnlyWhatChanged(t *testing.T) {
 	token := tokenOf(r.lookup(mac1, "", ""))
 	r.beat(id, token).want(202)
 	first := r.get(id)
-	if info(first, keyURL) != "http://192.0.2.7:9999" || info(first, keyVersion) != "13.0.0" || info(first, keyHeartbeat) == "" {
+	if info(first, store.KeyURL) != "http://192.0.2.7:9999" || info(first, store.KeyVersion) != "13.0.0" || info(first, store.KeyHeartbeat) == "" {
 		t.Fatalf("%v", first.DriverInternalInfo)
 	}
 	for range 5 {

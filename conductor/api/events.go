@@ -101,7 +101,7 @@ const (
 // agentEvents takes a batch of events from the node's agent.
 func (s *server) agentEvents(w http.ResponseWriter, r *http.Request) {
 	n, err := s.node(r)
-	if err == nil && !sameToken(info(n, keyToken), r.Header.Get(HeaderToken)) {
+	if err == nil && !sameToken(info(n, store.KeyToken), r.Header.Get(HeaderToken)) {
 		err = client(http.StatusForbidden, "The token is not that of the node's agent.")
 	}
 	// The same answer, whether the node exists or not: the caller is a stranger.

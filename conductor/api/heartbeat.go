@@ -54,7 +54,7 @@ func (s *server) checkBeat(r *http.Request, n *store.Node, b *agent.Heartbeat) e
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return bad("callback_url '%s' is not an http(s) URL", clip(clean(b.CallbackURL, 200)))
 	}
-	if !sameToken(info(n, keyToken), b.AgentToken) {
+	if !sameToken(info(n, store.KeyToken), b.AgentToken) {
 		// The holder before, still alive after another machine took its place: two claimants.
 		before := s.live.wasToken(n.UUID, b.AgentToken)
 		fact := "heartbeat with a wrong token"
@@ -64,7 +64,7 @@ func (s *server) checkBeat(r *http.Request, n *store.Node, b *agent.Heartbeat) e
 		s.alarm(r.Context(), n, event.HopHeartbeat, fact, r.RemoteAddr, before)
 		return bad("Invalid or missing agent token received.")
 	}
-	if have := info(n, keyURL); have != "" && have != b.CallbackURL {
+	if have := info(n, store.KeyURL); have != "" && have != b.CallbackURL {
 		s.alarm(r.Context(), n, event.HopHeartbeat, "heartbeat refused: the callback URL changed", r.RemoteAddr, false)
 		return bad("Detected change in ramdisk provided \"callback_url\": it was %s", have)
 	}
@@ -76,21 +76,21 @@ func (s *server) noteBeat(r *http.Request, n *store.Node, b *agent.Heartbeat) er
 	first := s.live.LastHeartbeat(n.UUID).IsZero()
 	flush := s.live.beatNow(n.UUID, now)
 	version := clean(b.AgentVersion, maxText)
-	changed := info(n, keyURL) != b.CallbackURL || info(n, keyVersion) != version || info(n, keyVerifyCA) != b.AgentVerifyCA
+	changed := info(n, store.KeyURL) != b.CallbackURL || info(n, store.KeyVersion) != version || info(n, store.KeyVerifyCA) != b.AgentVerifyCA
 	if flush || changed {
 		_, err := s.store.UpdateNode(ctx, n.UUID, 0, func(n *store.Node) error {
-			if !sameToken(info(n, keyToken), b.AgentToken) {
+			if !sameToken(info(n, store.KeyToken), b.AgentToken) {
 				return bad("Invalid or missing agent token received.") // its life ended meanwhile
 			}
 			m := map[string]any{}
 			for k, v := range n.DriverInternalInfo {
 				m[k] = v
 			}
-			m[keyURL], m[keyVersion] = b.CallbackURL, version
+			m[store.KeyURL], m[store.KeyVersion] = b.CallbackURL, version
 			if b.AgentVerifyCA != "" {
-				m[keyVerifyCA] = b.AgentVerifyCA
+				m[store.KeyVerifyCA] = b.AgentVerifyCA
 			}
-			m[keyHeartbeat] = now.UTC().Format(time.RFC3339Nano)
+			m[store.KeyHeartbeat] = now.UTC().Format(time.RFC3339Nano)
 			n.DriverInternalInfo = m
 			return nil
 		})

@@ -174,7 +174,7 @@ func (s *server) inspected(r *http.Request, insp *agent.Inspection) (*store.Node
 			break
 		}
 		// A machine that earned its token by a nonce proves itself here, too.
-		if (token != "" || info(n, keyNonce) != "") && !sameToken(info(n, keyToken), token) {
+		if (token != "" || info(n, store.KeyNonce) != "") && !sameToken(info(n, store.KeyToken), token) {
 			s.alarm(ctx, n, event.HopInventory, "inventory without the agent's token", r.RemoteAddr, false)
 			return nil, client(http.StatusForbidden, "The inventory of this machine needs the agent's token in the header %s.", HeaderToken)
 		}

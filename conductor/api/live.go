@@ -44,7 +44,7 @@ func (l *Live) Load(ctx context.Context, st store.Store) error {
 		return fmt.Errorf("load last heartbeats: %w", err)
 	}
 	for _, n := range all {
-		text, _ := n.DriverInternalInfo[keyHeartbeat].(string)
+		text, _ := n.DriverInternalInfo[store.KeyHeartbeat].(string)
 		if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
 			l.with(n.UUID, func(x *liveNode) { x.beat, x.flushed = at, at })
 		}

@@ -132,8 +132,8 @@ func (s *server) admit(ctx context.Context, n *store.Node, c *claim) (string, er
 		return s.admitByNonce(ctx, n, c)
 	}
 	// Without a nonce a token is given only where an agent is expected, and once.
-	if info(n, keyToken) != "" || !slices.Contains(state.LookupAllowed, n.ProvisionState) {
-		if info(n, keyNonce) != "" {
+	if info(n, store.KeyToken) != "" || !slices.Contains(state.LookupAllowed, n.ProvisionState) {
+		if info(n, store.KeyNonce) != "" {
 			s.alarm(ctx, n, event.HopLookup, "lookup without a nonce while another machine holds the token", c.peer, false)
 		}
 		return ironic.Mask, nil
@@ -152,7 +152,7 @@ func (s *server) admitByNonce(ctx context.Context, n *store.Node, c *claim) (str
 	case err == nil:
 		return "", s.refuseClaim(ctx, n, c, "lookup with a nonce made for another machine")
 	case errors.Is(err, store.ErrExists):
-		again := info(n, keyNonce) == digest(c.nonce) && c.bootID != "" && info(n, keyBootID) == c.bootID
+		again := info(n, store.KeyNonce) == digest(c.nonce) && c.bootID != "" && info(n, store.KeyBootID) == c.bootID
 		if again && s.live.LastHeartbeat(n.UUID).IsZero() {
 			return s.issue(ctx, n, c)
 		}
@@ -166,7 +166,7 @@ func (s *server) admitByNonce(ctx context.Context, n *store.Node, c *claim) (str
 // refuseClaim answers a second claimant. When the holder of the token is alive,
 // two machines are one node: quarantine.
 func (s *server) refuseClaim(ctx context.Context, n *store.Node, c *claim, fact string) error {
-	alive := info(n, keyToken) != "" && s.now().Sub(s.live.LastHeartbeat(n.UUID)) < holderAlive
+	alive := info(n, store.KeyToken) != "" && s.now().Sub(s.live.LastHeartbeat(n.UUID)) < holderAlive
 	s.alarm(ctx, n, event.HopLookup, fact, c.peer, alive)
 	return client(http.StatusForbidden, "The boot nonce does not admit this machine as node %s. Boot it afresh through the conductor.", n.UUID)
 }
@@ -178,7 +178,7 @@ const holderAlive = 2 * time.Minute
 func (s *server) issue(ctx context.Context, n *store.Node, c *claim) (string, error) {
 	token, old := newToken(), ""
 	_, err := s.store.UpdateNode(ctx, n.UUID, 0, func(n *store.Node) error {
-		old = info(n, keyToken)
+		old = info(n, store.KeyToken)
 		if old != "" && c.nonce == "" { // another stock agent was first
 			token = ironic.Mask
 			return nil
@@ -187,15 +187,15 @@ func (s *server) issue(ctx context.Context, n *store.Node, c *claim) (string, er
 		for k, v := range n.DriverInternalInfo {
 			m[k] = v
 		}
-		for _, k := range []string{keyURL, keyVersion, keyVerifyCA, keyHeartbeat, keyBootID, keyNonce} {
+		for _, k := range []string{store.KeyURL, store.KeyVersion, store.KeyVerifyCA, store.KeyHeartbeat, store.KeyBootID, store.KeyNonce} {
 			delete(m, k)
 		}
-		m[keyToken] = token
+		m[store.KeyToken] = token
 		if c.nonce != "" {
-			m[keyNonce] = digest(c.nonce)
+			m[store.KeyNonce] = digest(c.nonce)
 		}
 		if c.bootID != "" {
-			m[keyBootID] = c.bootID
+			m[store.KeyBootID] = c.bootID
 		}
 		n.DriverInternalInfo = m
 		return nil
@@ -223,10 +223,10 @@ func lookupInfo(n *store.Node) map[string]any {
 			out[k] = v
 		}
 	}
-	for _, k := range []string{keyURL, keyVerifyCA, keyVersion, keyHeartbeat} {
+	for _, k := range []string{store.KeyURL, store.KeyVerifyCA, store.KeyVersion, store.KeyHeartbeat} {
 		delete(out, k)
 	}
-	out[keyToken] = ironic.Mask
+	out[store.KeyToken] = ironic.Mask
 	return out
 }
 

@@ -296,7 +296,7 @@ func (s *server) deleteNode(w http.ResponseWriter, r *http.Request) {
 // idle refuses to delete a node whose agent is at work, also in maintenance: it
 // would go on writing with nobody left who could switch the machine off.
 func (s *server) idle(ctx context.Context, n *store.Node) error {
-	if slices.Contains(state.Deletable, n.ProvisionState) || info(n, keyToken) == "" {
+	if slices.Contains(state.Deletable, n.ProvisionState) || info(n, store.KeyToken) == "" {
 		return nil
 	}
 	_, err := s.store.WorkOf(ctx, n.UUID)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -149,20 +148,23 @@ func (s *server) planNode(w http.ResponseWriter, r *http.Request) {
 }
 
 func planOf(n *store.Node) (*Plan, error) {
-	var inv agent.Inventory
-	if err := json.Unmarshal(n.Inventory, &inv); err != nil {
-		return nil, fmt.Errorf("node %s: stored inventory: %w", n.UUID, err)
+	inv, err := n.Hardware()
+	if err != nil {
+		return nil, err
 	}
 	p := &Plan{Node: n.UUID, Disks: make([]PlanDisk, len(inv.Disks))}
 	p.Image, _ = n.InstanceInfo["image_source"].(string)
 	if at := n.InspectionFinishedAt; !at.IsZero() {
 		p.InspectedAt = &at
 	}
-	hints := rootDevice(n)
+	hints, err := n.RootHints()
 	if hs, err := agent.ParseHints(hints); err == nil {
 		p.Hints = hs.String()
 	}
-	root, err := agent.PickRootDisk(inv.Disks, hints)
+	var root agent.Disk
+	if err == nil {
+		root, err = agent.PickRootDisk(inv.Disks, hints)
+	}
 	if err != nil {
 		p.Error = err.Error()
 	}
@@ -178,14 +180,4 @@ func planOf(n *store.Node) (*Plan, error) {
 		}
 	}
 	return p, nil
-}
-
-// rootDevice are the node's hints: those of the instance win over the machine's.
-func rootDevice(n *store.Node) map[string]any {
-	for _, m := range []map[string]any{n.InstanceInfo, n.Properties} {
-		if h, ok := m["root_device"].(map[string]any); ok && len(h) > 0 {
-			return h
-		}
-	}
-	return nil
 }

@@ -309,7 +309,7 @@ func (b *provision) set(n *store.Node, verb state.Verb) {
 		}
 	case state.VerbAbort:
 		// Its agent may be in the middle of a write: the flows switch it off.
-		info := map[string]any{keyHalt: true}
+		info := map[string]any{store.KeyHalt: true}
 		for k, v := range n.DriverInternalInfo {
 			info[k] = v
 		}

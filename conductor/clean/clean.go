@@ -176,12 +176,9 @@ func pick(wanted, offered []agent.Step) ([]agent.Step, error) {
 
 // Disks are the identities of the node's inspected disks.
 func Disks(n *store.Node) ([]agent.DiskIdentity, error) {
-	if len(n.Inventory) == 0 {
-		return nil, fmt.Errorf("node %s was never inspected: its disks are unknown", n.UUID)
-	}
-	var inv agent.Inventory
-	if err := json.Unmarshal(n.Inventory, &inv); err != nil {
-		return nil, fmt.Errorf("node %s: stored inventory: %w", n.UUID, err)
+	inv, err := n.Hardware()
+	if err != nil {
+		return nil, err
 	}
 	out := make([]agent.DiskIdentity, len(inv.Disks))
 	for i, disk := range inv.Disks {

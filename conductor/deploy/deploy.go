@@ -40,7 +40,7 @@ const (
 func Handler(d *flow.Deps) work.Handler {
 	return func(ctx context.Context, j *work.Job) work.Result {
 		if flow.Fake(j.Node) {
-			return flow.FakeDone(j, "")
+			return work.Done{}
 		}
 		var p payload
 		if err := flow.Load(j, &p); err != nil {
@@ -76,14 +76,11 @@ func Handler(d *flow.Deps) work.Handler {
 
 // plan resolves the root disk and lays the steps out.
 func plan(n *store.Node, p *payload) error {
-	if len(n.Inventory) == 0 {
-		return fmt.Errorf("node %s was never inspected: its disks are unknown", n.UUID)
+	inv, err := n.Hardware()
+	if err != nil {
+		return err
 	}
-	var inv agent.Inventory
-	if err := json.Unmarshal(n.Inventory, &inv); err != nil {
-		return fmt.Errorf("node %s: stored inventory: %w", n.UUID, err)
-	}
-	hints, err := RootHints(n)
+	hints, err := n.RootHints()
 	if err != nil {
 		return err
 	}
@@ -97,24 +94,6 @@ func plan(n *store.Node, p *payload) error {
 		flow.NewStep(bootloader, agent.Step{Step: "install_bootloader", Interface: "deploy", Priority: 60}),
 	}
 	return nil
-}
-
-// RootHints are the root device hints of a node: instance_info's before properties'.
-func RootHints(n *store.Node) (map[string]any, error) {
-	for _, m := range []map[string]any{n.InstanceInfo, n.Properties} {
-		v, ok := m["root_device"]
-		if !ok || v == nil {
-			continue
-		}
-		hints, ok := v.(map[string]any)
-		if !ok {
-			return nil, fmt.Errorf("root_device is %T, want an object of hints such as {\"serial\": \"…\"}", v)
-		}
-		if len(hints) > 0 { // an empty object hints at nothing: `slipway plan` reads it so, too
-			return hints, nil
-		}
-	}
-	return nil, nil
 }
 
 // ImageInfo reads and checks what instance_info says of the image.
@@ -166,7 +145,11 @@ func stepParams(ctx context.Context, d *flow.Deps, n *store.Node, s *flow.Planne
 	if s.Command == bootloader {
 		mode := n.BootMode
 		if mode == "" {
-			mode, _ = inventoryBootMode(n)
+			inv, err := n.Hardware()
+			if err != nil {
+				return nil, err
+			}
+			mode = inv.Boot.CurrentBootMode
 		}
 		params := map[string]any{
 			"root_uuid": nil, "efi_system_part_uuid": nil, "prep_boot_part_uuid": nil,
@@ -183,7 +166,7 @@ func stepParams(ctx context.Context, d *flow.Deps, n *store.Node, s *flow.Planne
 		if err != nil {
 			return nil, err
 		}
-		if info.RootDevice, err = RootHints(n); err != nil {
+		if info.RootDevice, err = n.RootHints(); err != nil {
 			return nil, err
 		}
 		drive, err := configDrive(n)
@@ -193,14 +176,6 @@ func stepParams(ctx context.Context, d *flow.Deps, n *store.Node, s *flow.Planne
 		args = map[string]any{"image_info": info, "configdrive": drive}
 	}
 	return d.StepParams(ctx, n, s, args)
-}
-
-func inventoryBootMode(n *store.Node) (string, error) {
-	var inv agent.Inventory
-	if err := json.Unmarshal(n.Inventory, &inv); err != nil {
-		return "", err
-	}
-	return inv.Boot.CurrentBootMode, nil
 }
 
 // finish restarts the machine from its disk and keeps the facts.
@@ -213,7 +188,7 @@ func finish(ctx context.Context, d *flow.Deps, j *work.Job, p *payload) work.Res
 	return work.Done{Set: func(n *store.Node) error {
 		n.PowerState = string(bmc.PowerOn)
 		n.DeployStep = map[string]any{}
-		n.DriverInternalInfo[flow.KeyDeploy] = facts
+		n.DriverInternalInfo[store.KeyDeploy] = facts
 		return flow.ForgetAgent(n)
 	}}
 }

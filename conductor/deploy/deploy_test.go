@@ -111,7 +111,7 @@ func TestWhatIsWrongWithTheImageIsSaidBeforeTheMachineIsTouched(t *testing.T) {
 func TestAStockAgentGetsNoParametersOfOurs(t *testing.T) {
 	s := flow.NewStep(bootloader, agent.Step{Step: "install_bootloader"})
 	want := []string{"efi_system_part_uuid", "prep_boot_part_uuid", "root_uuid", "target_boot_mode"} // as recorded from Ironic
-	for name, info := range map[string]map[string]any{"stock": {}, "ours": {flow.KeyBootID: "b"}} {
+	for name, info := range map[string]map[string]any{"stock": {}, "ours": {store.KeyBootID: "b"}} {
 		n := node(t, nil)
 		n.BootMode, n.DriverInternalInfo = "uefi", info
 		params, err := stepParams(t.Context(), nil, n, &s)

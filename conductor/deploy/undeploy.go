@@ -21,7 +21,7 @@ func UndeployHandler(d *flow.Deps) work.Handler {
 		return work.Done{Verb: string(state.VerbClean), Target: string(state.Available), Set: func(n *store.Node) error {
 			n.InstanceInfo = map[string]any{}
 			n.InstanceUUID, n.InstanceName = "", ""
-			delete(n.DriverInternalInfo, flow.KeyDeploy)
+			delete(n.DriverInternalInfo, store.KeyDeploy)
 			return flow.ForgetAgent(n)
 		}}
 	}

@@ -18,19 +18,6 @@ import (
 	"github.com/slipway-metal/slipway/proto/event"
 )
 
-// Keys of driver_internal_info. Ironic's where it has one.
-const (
-	KeyToken     = "agent_secret_token"
-	KeyURL       = "agent_url"
-	KeyVersion   = "agent_version"
-	KeyVerifyCA  = "agent_verify_ca"
-	KeyHeartbeat = "agent_last_heartbeat"
-	KeyBootID    = "slipway_boot_id"
-	KeyBoot      = "slipway_boot"         // when the network boot under way was made
-	KeyNonce     = "slipway_nonce_digest" // of the nonce that earned the token
-	KeyDeploy    = "slipway_deploy"       // facts of the last deploy, for plan and handoff
-)
-
 // Agent is what flows need of agentclient.Client.
 type Agent interface {
 	Execute(ctx context.Context, name string, params any, wait bool) (*agent.CommandResult, error)
@@ -95,10 +82,10 @@ func str(m map[string]any, key string) string {
 // AgentOf dials the node's agent.
 func (d *Deps) AgentOf(n *store.Node) (Agent, error) {
 	info := n.DriverInternalInfo
-	if str(info, KeyURL) == "" || str(info, KeyToken) == "" {
+	if str(info, store.KeyURL) == "" || str(info, store.KeyToken) == "" {
 		return nil, fmt.Errorf("node %s has no agent that called back", n.UUID)
 	}
-	return d.Dial(str(info, KeyURL), str(info, KeyToken), str(info, KeyVerifyCA))
+	return d.Dial(str(info, store.KeyURL), str(info, store.KeyToken), str(info, store.KeyVerifyCA))
 }
 
 // Fake says whether the node is Ironic's fake-hardware, whose flows touch no
@@ -120,7 +107,7 @@ func Load(j *work.Job, p any) error {
 func NodeDict(n *store.Node) map[string]any {
 	info := make(map[string]any, len(n.DriverInternalInfo))
 	for k, v := range n.DriverInternalInfo {
-		if k == KeyToken {
+		if k == store.KeyToken {
 			v = "******"
 		}
 		info[k] = v

@@ -5,30 +5,22 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/slipway-metal/slipway/conductor/bmc"
 	"github.com/slipway-metal/slipway/conductor/store"
 	"github.com/slipway-metal/slipway/proto/event"
 )
-
-// KeyHalt marks a node whose machine may still run the agent of work that has
-// ended without it: aborted, or failed because the agent was not heard of. Such
-// an agent may go on writing. The mark is set by the transaction that ends the
-// work, so it survives a crash; HaltOrphans acts on it.
-const KeyHalt = "slipway_halt"
 
 // Orphan forgets the agent and marks its machine to be switched off.
 func Orphan(n *store.Node) error {
 	if err := ForgetAgent(n); err != nil {
 		return err
 	}
-	n.DriverInternalInfo[KeyHalt] = true
+	n.DriverInternalInfo[store.KeyHalt] = true
 	return nil
 }
 
 func orphaned(n *store.Node) bool {
-	v, _ := n.DriverInternalInfo[KeyHalt].(bool)
+	v, _ := n.DriverInternalInfo[store.KeyHalt].(bool)
 	return v
 }
 
@@ -73,26 +65,13 @@ func (d *Deps) HaltOrphans(ctx context.Context) error {
 }
 
 func (d *Deps) haltRound(ctx context.Context) {
-	nodes, err := d.Store.Nodes(ctx, store.NodeFilter{})
-	if err != nil {
+	if err := d.each(ctx, orphaned, d.halt); err != nil {
 		d.Log.Warn("orphaned machines are not looked for", "error", err)
-		return
 	}
-	var g errgroup.Group
-	g.SetLimit(syncWorkers)
-	for _, n := range nodes {
-		if !orphaned(n) {
-			continue
-		}
-		g.Go(func() error {
-			d.halt(ctx, n.UUID)
-			return nil
-		})
-	}
-	_ = g.Wait() // halt returns nothing
 }
 
-func (d *Deps) halt(ctx context.Context, uuid string) {
+func (d *Deps) halt(ctx context.Context, listed *store.Node) {
+	uuid := listed.UUID
 	defer d.machines.hold(uuid)()
 	// Read again: a verb that came meanwhile has power-cycled the machine itself.
 	n, err := d.Store.Node(ctx, uuid)

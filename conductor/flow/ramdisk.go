@@ -42,7 +42,7 @@ func (s Secrets) derive(what, of string) string {
 // Path is the secret element of the URLs of the node's boot made at that time,
 // "" when the node is not to boot from the network.
 func (s Secrets) Path(n *store.Node) string {
-	at := str(n.DriverInternalInfo, KeyBoot)
+	at := str(n.DriverInternalInfo, store.KeyBoot)
 	if at == "" {
 		return ""
 	}
@@ -87,7 +87,7 @@ func (d *Deps) alive(ctx context.Context, n *store.Node) bool {
 
 func (d *Deps) awaitAgent(ctx context.Context, j *work.Job, r *Ramdisk, p any) work.Result {
 	// The boot began with ForgetAgent, so a URL is that of the agent it brought.
-	if str(j.Node.DriverInternalInfo, KeyURL) != "" {
+	if str(j.Node.DriverInternalInfo, store.KeyURL) != "" {
 		r.Up = true
 		return nil
 	}
@@ -108,7 +108,7 @@ func (d *Deps) awaitAgent(ctx context.Context, j *work.Job, r *Ramdisk, p any) w
 
 // ForgetAgent drops what is known of the agent's present life.
 func ForgetAgent(n *store.Node) error {
-	for _, k := range []string{KeyToken, KeyURL, KeyVersion, KeyVerifyCA, KeyHeartbeat, KeyBootID, KeyBoot, KeyNonce, KeyHalt, "hardware_manager_version"} {
+	for _, k := range []string{store.KeyToken, store.KeyURL, store.KeyVersion, store.KeyVerifyCA, store.KeyHeartbeat, store.KeyBootID, store.KeyBoot, store.KeyNonce, store.KeyHalt, "hardware_manager_version"} {
 		delete(n.DriverInternalInfo, k)
 	}
 	return nil
@@ -142,7 +142,7 @@ func (d *Deps) bootRamdisk(ctx context.Context, j *work.Job, r *Ramdisk, p any) 
 		if err := ForgetAgent(n); err != nil {
 			return err
 		}
-		n.DriverInternalInfo[KeyBoot] = boot.Created.UTC().Format(time.RFC3339Nano)
+		n.DriverInternalInfo[store.KeyBoot] = boot.Created.UTC().Format(time.RFC3339Nano)
 		boot.Path = d.Secrets.Path(n)
 		boot.Nonce = d.Secrets.Nonce(boot.Path)
 		return nil

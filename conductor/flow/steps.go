@@ -191,7 +191,7 @@ func (d *Deps) failed(ctx context.Context, j *work.Job, s *Planned, msg string) 
 // ironic-python-agent takes every parameter that it does not know for an argument
 // of the step, which then fails (seen with 13.0.0): it must get none of ours.
 func CommandID(n *store.Node, s *Planned) string {
-	if str(n.DriverInternalInfo, KeyBootID) == "" { // only ours tells its boot id
+	if str(n.DriverInternalInfo, store.KeyBootID) == "" { // only ours tells its boot id
 		return ""
 	}
 	return s.ID
@@ -220,11 +220,11 @@ func (d *Deps) StepParams(ctx context.Context, n *store.Node, s *Planned, args m
 		step.Args = args
 	}
 	out := agent.StepParams{Step: step, Node: node, Ports: ports, CommandID: CommandID(n, s)}
-	if bootID := str(n.DriverInternalInfo, KeyBootID); len(s.Disks) > 0 && bootID != "" {
+	if bootID := str(n.DriverInternalInfo, store.KeyBootID); len(s.Disks) > 0 && bootID != "" {
 		order := agent.Order{
 			Node: n.UUID, BootID: bootID, Disks: s.Disks, Action: step.Step,
 			Generation: s.Started.UnixNano(), Expiry: d.Now().Add(orderLife),
-		}.Sign(str(n.DriverInternalInfo, KeyToken))
+		}.Sign(str(n.DriverInternalInfo, store.KeyToken))
 		out.Order = &order
 	}
 	return out, nil

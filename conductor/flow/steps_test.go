@@ -58,7 +58,7 @@ func bench(r *ramdisk) (*Deps, *work.Job) {
 		LastHeartbeat: func(string) time.Time { return start }, Now: func() time.Time { return start.Add(time.Second) },
 		Record: func(context.Context, string, event.Evidence) {}, Config: Defaults, Log: slog.New(slog.DiscardHandler),
 	}
-	n := &store.Node{UUID: "n", DriverInternalInfo: map[string]any{KeyURL: "http://a", KeyToken: "t"}}
+	n := &store.Node{UUID: "n", DriverInternalInfo: map[string]any{store.KeyURL: "http://a", store.KeyToken: "t"}}
 	j := &work.Job{Node: n}
 	j.Save = func(_ context.Context, v any) (err error) { j.Payload, err = json.Marshal(v); return err }
 	j.Update = func(_ context.Context, f func(*store.Node) error) error { return f(n) }
@@ -226,7 +226,7 @@ func TestOrphansAreSwitchedOff(t *testing.T) {
 	const orphan, other = "5cb1a8f0-0000-4000-8000-000000000001", "5cb1a8f0-0000-4000-8000-000000000002"
 	machines := map[string]*button{}
 	for _, id := range []string{orphan, other} {
-		n := &store.Node{UUID: id, Driver: "redfish", ProvisionState: state.DeployFailed, PowerState: "power on", DriverInternalInfo: map[string]any{KeyToken: "t"}}
+		n := &store.Node{UUID: id, Driver: "redfish", ProvisionState: state.DeployFailed, PowerState: "power on", DriverInternalInfo: map[string]any{store.KeyToken: "t"}}
 		if id == orphan {
 			if err := Orphan(n); err != nil {
 				t.Fatal(err)
@@ -256,7 +256,7 @@ func TestOrphansAreSwitchedOff(t *testing.T) {
 	if n := read(orphan); orphaned(n) || n.PowerState != "power off" || machines[orphan].power != bmc.PowerOff {
 		t.Errorf("the machine is %s, its node says %s", machines[orphan].power, n.PowerState)
 	}
-	if n := read(other); n.PowerState != "power on" || machines[other].power != bmc.PowerOn || n.DriverInternalInfo[KeyToken] != "t" {
+	if n := read(other); n.PowerState != "power on" || machines[other].power != bmc.PowerOn || n.DriverInternalInfo[store.KeyToken] != "t" {
 		t.Error("another machine was switched off")
 	}
 }
@@ -265,7 +265,7 @@ func TestOrphansAreSwitchedOff(t *testing.T) {
 func TestOnlyOurAgentIsGivenOurIDs(t *testing.T) {
 	s := NewStep("clean.execute_clean_step", agent.Step{Step: "erase_devices_metadata"}, agent.DiskIdentity{Serial: "s", Size: 1})
 	for boot, want := range map[string]string{"": "", "a-boot-id": s.ID} {
-		n := &store.Node{UUID: "n", DriverInternalInfo: map[string]any{KeyBootID: boot}}
+		n := &store.Node{UUID: "n", DriverInternalInfo: map[string]any{store.KeyBootID: boot}}
 		if got := CommandID(n, &s); got != want {
 			t.Errorf("boot id %q: %q, want %q", boot, got, want)
 		}

@@ -32,25 +32,34 @@ func (d *Deps) SyncPower(ctx context.Context, every time.Duration) error {
 }
 
 func (d *Deps) syncRound(ctx context.Context, limit time.Duration) {
-	nodes, err := d.Store.Nodes(ctx, store.NodeFilter{})
-	if err != nil {
-		d.Log.Warn("power states are not known anew", "error", err)
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	err := d.each(ctx, func(n *store.Node) bool {
+		return !Fake(n) && n.Driver != "manual-management" && n.ProvisionState != state.Enroll && state.States[n.ProvisionState].Stable && n.TargetPowerState == ""
+	}, d.syncNode)
+	if err != nil {
+		d.Log.Warn("power states are not known anew", "error", err)
+	}
+}
+
+// each does something to every node that fits, some at once, and waits for all.
+func (d *Deps) each(ctx context.Context, fits func(*store.Node) bool, do func(context.Context, *store.Node)) error {
+	nodes, err := d.Store.Nodes(ctx, store.NodeFilter{})
+	if err != nil {
+		return err
+	}
 	var g errgroup.Group
 	g.SetLimit(syncWorkers)
 	for _, n := range nodes {
-		if Fake(n) || n.Driver == "manual-management" || n.ProvisionState == state.Enroll || !state.States[n.ProvisionState].Stable || n.TargetPowerState != "" {
+		if !fits(n) {
 			continue
 		}
 		g.Go(func() error {
-			d.syncNode(ctx, n)
+			do(ctx, n)
 			return nil
 		})
 	}
-	_ = g.Wait() // syncNode returns nothing
+	return g.Wait()
 }
 
 func (d *Deps) syncNode(ctx context.Context, n *store.Node) {

@@ -68,7 +68,7 @@ func (v *resolver) plan(n *store.Node, mac string) boot.Plan {
 		return p
 	}
 	nonce := v.secrets.Nonce(path)
-	if spent := sha256.Sum256([]byte(nonce)); n.DriverInternalInfo[flow.KeyNonce] == hex.EncodeToString(spent[:]) {
+	if spent := sha256.Sum256([]byte(nonce)); n.DriverInternalInfo[store.KeyNonce] == hex.EncodeToString(spent[:]) {
 		// Its agent has looked itself up. A machine that netboots once more has
 		// restarted by itself, and a second ramdisk would be taken for an impostor.
 		return p

@@ -22,7 +22,7 @@ const tries = 3
 func Handler(d *flow.Deps) work.Handler {
 	return func(ctx context.Context, j *work.Job) work.Result {
 		if flow.Fake(j.Node) {
-			return flow.FakeDone(j, "")
+			return work.Done{}
 		}
 		b, err := d.BMC(j.Node)
 		if err != nil {
@@ -55,7 +55,7 @@ func Adopt(d *flow.Deps) work.Handler { return Handler(d) }
 func Unsupported(what string) work.Handler {
 	return func(_ context.Context, j *work.Job) work.Result {
 		if flow.Fake(j.Node) {
-			return flow.FakeDone(j, "")
+			return work.Done{}
 		}
 		return work.Fail{
 			Cause: fmt.Errorf("driver %q of node %s has no %s interface that can do this", j.Node.Driver, j.Node.UUID, what),
