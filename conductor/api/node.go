@@ -163,32 +163,7 @@ func nodeFilter(p *page) (f store.NodeFilter, keep func(*store.Node) bool, err e
 	return f, keep, nil
 }
 
-func (s *server) getNode(w http.ResponseWriter, r *http.Request) {
-	names, err := readFields(r, nodes)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	n, err := s.node(r)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	pick := nodes.all
-	if names != nil {
-		pick = nodes.only(names)
-	}
-	s.writeNode(w, r, http.StatusOK, n, pick)
-}
-
-func (s *server) writeNode(w http.ResponseWriter, r *http.Request, status int, n *store.Node, pick func(*nodeField) bool) {
-	raw, err := nodes.render(s.view(r), n, pick)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.writeJSON(w, r, status, raw)
-}
+func (s *server) getNode(w http.ResponseWriter, r *http.Request) { show(s, w, r, nodes, s.node) }
 
 func (s *server) createNode(w http.ResponseWriter, r *http.Request) {
 	n, err := s.newNode(r)
@@ -200,7 +175,7 @@ func (s *server) createNode(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Location", s.view(r).base+"/v1/nodes/"+n.UUID)
-	s.writeNode(w, r, http.StatusCreated, n, nodes.all)
+	write(s, w, r, http.StatusCreated, nodes, n, nodes.all)
 }
 
 func (s *server) newNode(r *http.Request) (*store.Node, error) {

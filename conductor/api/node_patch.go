@@ -42,7 +42,7 @@ func (s *server) patchNode(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, nodeConflict(err))
 		return
 	}
-	s.writeNode(w, r, http.StatusOK, n, nodes.all)
+	write(s, w, r, http.StatusOK, nodes, n, nodes.all)
 }
 
 func resetInterfaces(r *http.Request, ops []patchOp) (bool, error) {

@@ -113,6 +113,35 @@ func readFields[T any](r *http.Request, t *table[T]) ([]string, error) {
 	return names, t.checkNames(minorOf(r), names)
 }
 
+// show answers with one object of a resource, its fields as asked for.
+func show[T any](s *server, w http.ResponseWriter, r *http.Request, t *table[T], find func(*http.Request) (T, error)) {
+	names, err := readFields(r, t)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	o, err := find(r)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	pick := t.all
+	if names != nil {
+		pick = t.only(names)
+	}
+	write(s, w, r, http.StatusOK, t, o, pick)
+}
+
+// write answers with the picked fields of an object.
+func write[T any](s *server, w http.ResponseWriter, r *http.Request, status int, t *table[T], o T, pick func(*field[T]) bool) {
+	raw, err := t.render(s.view(r), o, pick)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.writeJSON(w, r, status, raw)
+}
+
 // pickOf chooses what a list shows.
 func pickOf[T any](p *page, t *table[T]) func(*field[T]) bool {
 	switch {

@@ -215,32 +215,7 @@ func (s *server) port(r *http.Request) (*store.Port, error) {
 	return p, err
 }
 
-func (s *server) getPort(w http.ResponseWriter, r *http.Request) {
-	names, err := readFields(r, ports)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	p, err := s.port(r)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	pick := ports.all
-	if names != nil {
-		pick = ports.only(names)
-	}
-	s.writePort(w, r, http.StatusOK, p, pick)
-}
-
-func (s *server) writePort(w http.ResponseWriter, r *http.Request, status int, p *store.Port, pick func(*portField) bool) {
-	raw, err := ports.render(s.view(r), p, pick)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.writeJSON(w, r, status, raw)
-}
+func (s *server) getPort(w http.ResponseWriter, r *http.Request) { show(s, w, r, ports, s.port) }
 
 func (s *server) createPort(w http.ResponseWriter, r *http.Request) {
 	p, err := s.newPort(r)
@@ -252,7 +227,7 @@ func (s *server) createPort(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Location", s.view(r).base+"/v1/ports/"+p.UUID)
-	s.writePort(w, r, http.StatusCreated, p, ports.all)
+	write(s, w, r, http.StatusCreated, ports, p, ports.all)
 }
 
 func (s *server) newPort(r *http.Request) (*store.Port, error) {
@@ -330,7 +305,7 @@ func (s *server) patchPort(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, s.portConflict(r.Context(), &wanted, err))
 		return
 	}
-	s.writePort(w, r, http.StatusOK, p, ports.all)
+	write(s, w, r, http.StatusOK, ports, p, ports.all)
 }
 
 // portRules are Ironic's rules on when a port may change: what the network

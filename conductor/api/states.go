@@ -21,7 +21,7 @@ func (s *server) getStates(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.writeNode(w, r, http.StatusOK, n, func(f *nodeField) bool { return slices.Contains(stateFields, f.name) })
+	write(s, w, r, http.StatusOK, nodes, n, func(f *nodeField) bool { return slices.Contains(stateFields, f.name) })
 }
 
 // verbSince are the microversions that brought the targets of states/provision

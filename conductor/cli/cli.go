@@ -45,7 +45,8 @@ func IsTerminal(f *os.File, noColor, term string) bool {
 	return err == nil && st.Mode()&os.ModeCharDevice != 0 && noColor == "" && term != "dumb"
 }
 
-// Run is what kong calls with the context of the process.
+// runner is what kong calls with the context of the process. It looks for Run by
+// reflection; the list below lets the compiler look, too.
 type runner interface {
 	Run(ctx context.Context, g *Globals) error
 }

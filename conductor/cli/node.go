@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -99,13 +100,8 @@ func (c *NodeShow) Run(ctx context.Context, g *Globals) error {
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return err
 	}
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
 	t := table{head: []string{"FIELD", "VALUE"}}
-	for _, k := range keys {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
 		if k == "links" {
 			continue
 		}
@@ -220,14 +216,9 @@ func (c *NodeSet) Run(ctx context.Context, g *Globals) error {
 
 // patchDict adds every key of m under field; keys are escaped by RFC 6901.
 func patchDict(field string, m map[string]any) []ironic.PatchOp {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
 	esc := strings.NewReplacer("~", "~0", "/", "~1")
 	ops := make([]ironic.PatchOp, 0, len(m))
-	for _, k := range keys {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
 		ops = append(ops, ironic.PatchOp{Op: "add", Path: "/" + field + "/" + esc.Replace(k), Value: m[k]})
 	}
 	return ops

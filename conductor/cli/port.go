@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/slipway-metal/slipway/proto/ironic"
@@ -101,8 +103,7 @@ func (c *DriverList) Run(ctx context.Context, g *Globals) error {
 			return explainError("settings of driver "+c.Name, g.URL, err)
 		}
 		t := table{head: []string{"DRIVER_INFO", "MEANING"}}
-		for _, op := range patchDict("", anyMap(props)) {
-			k := strings.TrimLeft(op.Path, "/")
+		for _, k := range slices.Sorted(maps.Keys(props)) {
 			t.rows = append(t.rows, []string{k, props[k]})
 		}
 		return g.print(props, t)
@@ -118,12 +119,4 @@ func (c *DriverList) Run(ctx context.Context, g *Globals) error {
 		t.rows = append(t.rows, []string{d.Name, strings.Join(d.Hosts, " ")})
 	}
 	return g.print(list.Drivers, t)
-}
-
-func anyMap(m map[string]string) map[string]any {
-	out := make(map[string]any, len(m))
-	for k, v := range m {
-		out[k] = v
-	}
-	return out
 }
