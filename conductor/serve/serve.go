@@ -73,17 +73,60 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // conductor is one process's parts.
 type conductor struct {
+	cfg   Config
+	log   *slog.Logger
+	name  string // in replies, and as the owner of work
+	store store.Store
+	hub   *events.Hub
+	live  *api.Live
+	logs  *logs.Keeper
 	bmcs  *bmc.Manager
+	deps  *flow.Deps
 	parts []func(context.Context) error
 }
 
 func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slog.Logger) (*conductor, error) {
-	hub := events.New(eventsKept)
-	live := api.NewLive()
-	bmcs := bmc.NewManager(bmc.Builtin(), bmc.Options{Logger: log, Timeouts: bmc.Timeouts{Request: cfg.BMCTimeout, Power: cfg.PowerTimeout}}, func(node string) bmc.PowerRecord { return record{st, node} })
+	c := &conductor{cfg: cfg, log: log, store: st, hub: events.New(eventsKept), live: api.NewLive()}
+	var err error
+	if c.name, err = os.Hostname(); err != nil {
+		c.name = "localhost"
+	}
+	if c.logs, err = logs.New(filepath.Join(cfg.Data, "logs"), log); err != nil {
+		return nil, err
+	}
+	c.bmcs = bmc.NewManager(bmc.Builtin(), bmc.Options{Logger: log, Timeouts: bmc.Timeouts{Request: cfg.BMCTimeout, Power: cfg.PowerTimeout}},
+		func(node string) bmc.PowerRecord { return record{st, node} })
+	c.deps = c.flowDeps(key)
+	st.OnChange(func(n *store.Node, t *store.Transition) { publishState(c.hub, n, t) })
+	handler, err := c.api(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.parts = append(c.parts, c.keepLogs, c.deps.HaltOrphans, c.engine().Run)
+	if cfg.PowerSync > 0 {
+		c.parts = append(c.parts, func(ctx context.Context) error { return c.deps.SyncPower(ctx, cfg.PowerSync) })
+	}
+	if err := c.listen(handler); err != nil {
+		return nil, err
+	}
+	if cfg.BootInterface == "" && cfg.ProvisionListen == "" {
+		return c, nil
+	}
+	return c, c.provision(handler)
+}
+
+// keepLogs writes what agents say to files.
+func (c *conductor) keepLogs(ctx context.Context) error {
+	all, cancel := c.hub.Subscribe("", 0)
+	defer cancel()
+	return c.logs.Run(ctx, all)
+}
+
+func (c *conductor) flowDeps(key []byte) *flow.Deps {
+	cfg, log := c.cfg, c.log
 	deps := &flow.Deps{
-		Store: st, Dial: flow.DialAgent, LastHeartbeat: live.LastHeartbeat, ApplyInventory: api.ApplyInventory,
-		BMC:     func(n *store.Node) (bmc.BMC, error) { return bmcs.For(n.UUID, n.Driver, n.DriverInfo) },
+		Store: c.store, Dial: flow.DialAgent, LastHeartbeat: c.live.LastHeartbeat, ApplyInventory: api.ApplyInventory,
+		BMC:     func(n *store.Node) (bmc.BMC, error) { return c.bmcs.For(n.UUID, n.Driver, n.DriverInfo) },
 		Secrets: flow.Secrets{Key: key}, Now: time.Now, Log: log, Config: flow.Defaults,
 	}
 	if cfg.CallbackTimeout > 0 {
@@ -94,59 +137,29 @@ func build(ctx context.Context, cfg Config, st store.Store, key []byte, log *slo
 	}
 	deps.Record = func(ctx context.Context, node string, e event.Evidence) {
 		log.LogAttrs(ctx, slog.LevelInfo, e.Hop+": "+e.Fact, slog.String("node", node), slog.Any("detail", e.Detail))
-		keep(ctx, st, hub, log, node, "", e)
+		c.keep(ctx, node, "", e)
 	}
-	st.OnChange(func(n *store.Node, t *store.Transition) { publishState(hub, n, t) })
-
-	c := &conductor{bmcs: bmcs}
-	keeper, err := logs.New(filepath.Join(cfg.Data, "logs"), log)
-	if err != nil {
-		return nil, err
-	}
-	c.parts = append(c.parts, func(ctx context.Context) error {
-		all, cancel := hub.Subscribe("", 0)
-		defer cancel()
-		return keeper.Run(ctx, all)
-	})
-	c.parts = append(c.parts, deps.HaltOrphans)
-	if cfg.PowerSync > 0 {
-		c.parts = append(c.parts, func(ctx context.Context) error { return deps.SyncPower(ctx, cfg.PowerSync) })
-	}
-	name, err := os.Hostname()
-	if err != nil {
-		name = "localhost"
-	}
-	handler, err := newAPI(ctx, cfg, st, hub, live, keeper, deps, name, log)
-	if err != nil {
-		return nil, err
-	}
-	c.parts = append(c.parts, engine(cfg, st, deps, name, log).Run)
-	if err := c.listen(cfg, handler, log); err != nil {
-		return nil, err
-	}
-	if cfg.BootInterface == "" && cfg.ProvisionListen == "" {
-		return c, nil
-	}
-	return c, c.provision(cfg, st, hub, deps, handler, log)
+	return deps
 }
 
-func newAPI(ctx context.Context, cfg Config, st store.Store, hub *events.Hub, live *api.Live, keeper *logs.Keeper, deps *flow.Deps, name string, log *slog.Logger) (http.Handler, error) {
+func (c *conductor) api(ctx context.Context) (http.Handler, error) {
 	var auth func(http.Handler) http.Handler
-	if cfg.Auth == "http_basic" {
+	if c.cfg.Auth == "http_basic" {
 		var err error
-		if auth, err = api.BasicAuth(cfg.Htpasswd); err != nil {
+		if auth, err = api.BasicAuth(c.cfg.Htpasswd); err != nil {
 			return nil, err
 		}
 	}
 	return api.New(api.Config{
-		Store: st, Events: hub, Live: live, Logs: keeper, Power: &power{ctx, deps, log, powerLimit}, Drivers: api.StandardDrivers(driverProperties),
-		Conductor: name, Auth: auth, FastTrack: true, Now: time.Now, Log: log,
+		Store: c.store, Events: c.hub, Live: c.live, Logs: c.logs, Power: &power{ctx, c.deps, c.log, powerLimit}, Drivers: api.StandardDrivers(driverProperties),
+		Conductor: c.name, Auth: auth, FastTrack: true, Now: time.Now, Log: c.log,
 	})
 }
 
-func engine(cfg Config, st store.Store, deps *flow.Deps, name string, log *slog.Logger) *work.Engine {
+func (c *conductor) engine() *work.Engine {
+	deps := c.deps
 	return &work.Engine{
-		Store: st, Owner: name, Workers: cfg.Workers, Lease: lease, Log: log,
+		Store: c.store, Owner: c.name, Workers: c.cfg.Workers, Lease: lease, Log: c.log,
 		Handlers: map[string]work.Handler{
 			state.WorkVerify:   verify.Handler(deps),
 			state.WorkAdopt:    verify.Adopt(deps),
@@ -162,19 +175,19 @@ func engine(cfg Config, st store.Store, deps *flow.Deps, name string, log *slog.
 }
 
 // keep stores evidence and streams it.
-func keep(ctx context.Context, st store.Store, hub *events.Hub, log *slog.Logger, node, mac string, e event.Evidence) {
+func (c *conductor) keep(ctx context.Context, node, mac string, e event.Evidence) {
 	now := time.Now().UTC()
 	if node == "" && mac != "" { // TFTP knows nothing but addresses
-		if p, err := st.PortByAddress(ctx, mac); err == nil {
+		if p, err := c.store.PortByAddress(ctx, mac); err == nil {
 			node = p.NodeUUID
 		}
 	}
 	// A boot that a client aborts still is a fact: don't lose it with the request.
-	if err := st.AddEvidence(context.WithoutCancel(ctx), &store.Evidence{NodeUUID: node, MAC: mac, Time: now, Evidence: e}); err != nil {
-		log.Error("evidence lost", "node", node, "mac", mac, "fact", e.Fact, "error", err)
+	if err := c.store.AddEvidence(context.WithoutCancel(ctx), &store.Evidence{NodeUUID: node, MAC: mac, Time: now, Evidence: e}); err != nil {
+		c.log.Error("evidence lost", "node", node, "mac", mac, "fact", e.Fact, "error", err)
 	}
 	if node != "" {
-		hub.Publish(event.New(node, event.KindEvidence, now, e))
+		c.hub.Publish(event.New(node, event.KindEvidence, now, e))
 	}
 }
 
@@ -217,7 +230,8 @@ func serveOn(srv *http.Server, ln net.Listener) func(context.Context) error {
 	}
 }
 
-func (c *conductor) listen(cfg Config, h http.Handler, log *slog.Logger) error {
+func (c *conductor) listen(h http.Handler) error {
+	cfg, log := c.cfg, c.log
 	ln, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("API: %w; is another conductor running? --listen takes another address", err)
@@ -238,7 +252,8 @@ func (c *conductor) listen(cfg Config, h http.Handler, log *slog.Logger) error {
 // provisionPort is where machines find boot files, images and the agents' API.
 const provisionPort = "8080"
 
-func (c *conductor) provision(cfg Config, st store.Store, hub *events.Hub, deps *flow.Deps, h http.Handler, log *slog.Logger) error {
+func (c *conductor) provision(h http.Handler) error {
+	cfg, log := c.cfg, c.log
 	var prefix netip.Prefix
 	listen := cfg.ProvisionListen
 	if cfg.BootInterface != "" {
@@ -254,7 +269,7 @@ func (c *conductor) provision(cfg Config, st store.Store, hub *events.Hub, deps 
 	if len(cfg.KernelArgs) == 0 {
 		cfg.KernelArgs = defaultKernelArgs
 	}
-	res := &resolver{store: st, secrets: deps.Secrets, conductor: base, ramdisk: cfg.Ramdisk, kernelArgs: cfg.KernelArgs}
+	res := &resolver{store: c.store, secrets: c.deps.Secrets, conductor: base, ramdisk: cfg.Ramdisk, kernelArgs: cfg.KernelArgs}
 	for _, f := range []string{"vmlinuz", "initramfs.cpio.zst"} {
 		if _, err := os.Stat(filepath.Join(cfg.Ramdisk, f)); err != nil {
 			return &RefusedError{fmt.Sprintf("the ramdisk is not there: %v", err), "build it (make ramdisk) or name its directory (--ramdisk)"}
@@ -262,7 +277,7 @@ func (c *conductor) provision(cfg Config, st store.Store, hub *events.Hub, deps 
 	}
 	bc := boot.Config{
 		Resolver: res, Log: log, BaseURL: base, FirmwareDir: cfg.IPXE,
-		Record: func(ctx context.Context, node, mac string, e event.Evidence) { keep(ctx, st, hub, log, node, mac, e) },
+		Record: c.keep,
 	}
 	if cfg.BootInterface != "" && cfg.DHCP != "off" {
 		bc.DHCP, bc.Interface, bc.Address = dhcp.Mode(cfg.DHCP), cfg.BootInterface, prefix.Addr()
