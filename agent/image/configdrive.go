@@ -20,7 +20,16 @@ func DecodeConfigDrive(s string) ([]byte, error) {
 	if err != nil {
 		return nil, errors.New("config drive: not base64")
 	}
-	z, err := gzip.NewReader(bytes.NewReader(raw))
+	drive, err := UnzipConfigDrive(raw)
+	if err != nil {
+		return nil, err
+	}
+	return drive, checkConfigDrive(drive)
+}
+
+// UnzipConfigDrive unpacks a gzipped volume of at most MaxConfigDrive bytes.
+func UnzipConfigDrive(zipped []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(zipped))
 	if err != nil {
 		return nil, errors.New("config drive: not gzip inside base64")
 	}
@@ -28,7 +37,10 @@ func DecodeConfigDrive(s string) ([]byte, error) {
 	if err != nil {
 		return nil, errors.New("config drive: its gzip data is damaged or truncated")
 	}
-	return drive, checkConfigDrive(drive)
+	if len(drive) > MaxConfigDrive {
+		return nil, fmt.Errorf("config drive: larger than %d MiB", MaxConfigDrive>>20)
+	}
+	return drive, nil
 }
 
 // checkConfigDrive accepts what a config drive may be: ISO 9660 or FAT with a

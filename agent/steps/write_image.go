@@ -2,7 +2,6 @@ package steps
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -21,9 +20,6 @@ import (
 	"github.com/slipway-metal/slipway/proto/agent"
 	"github.com/slipway-metal/slipway/proto/event"
 )
-
-// maxConfigDrive is the largest config drive, bytes: Ironic's own limit of 64 MiB.
-const maxConfigDrive = 64 << 20
 
 // WriteImage are write_image's arguments: Ironic's image_info and configdrive,
 // or the fields of image_info themselves.
@@ -210,18 +206,7 @@ func configDrive(ctx context.Context, client *http.Client, s string) ([]byte, er
 	if !bytes.HasPrefix(packed, []byte{0x1f, 0x8b}) {
 		return packed, nil
 	}
-	zr, err := gzip.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return nil, fmt.Errorf("config drive: %w", err)
-	}
-	iso, err := io.ReadAll(io.LimitReader(zr, maxConfigDrive+1))
-	if err != nil {
-		return nil, fmt.Errorf("config drive: gzip: %w", err)
-	}
-	if len(iso) > maxConfigDrive {
-		return nil, fmt.Errorf("config drive: more than %d bytes", maxConfigDrive)
-	}
-	return iso, nil
+	return image.UnzipConfigDrive(packed)
 }
 
 // fetch gets a small file. Its URL may hold a secret, so errors don't show it.
@@ -245,12 +230,12 @@ func fetch(ctx context.Context, client *http.Client, from string) ([]byte, error
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("from %s: HTTP status %d", req.URL.Host, resp.StatusCode)
 	}
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxConfigDrive+1))
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, image.MaxConfigDrive+1))
 	if err != nil {
 		return nil, fmt.Errorf("from %s: %w", req.URL.Host, err)
 	}
-	if len(raw) > maxConfigDrive {
-		return nil, fmt.Errorf("from %s: more than %d bytes", req.URL.Host, maxConfigDrive)
+	if len(raw) > image.MaxConfigDrive {
+		return nil, fmt.Errorf("from %s: more than %d bytes", req.URL.Host, image.MaxConfigDrive)
 	}
 	return raw, nil
 }
