@@ -99,7 +99,7 @@ func TestSmallMachine(t *testing.T) {
 	r.ready()
 	_, _ = r.image("quick", "raw")
 	padded := filepath.Join(r.dir, "padded.raw")
-	if err := linkOrCopyNew(filepath.Join(r.images(), "quick.raw"), padded); err != nil {
+	if err := copyFile(filepath.Join(r.images(), "quick.raw"), padded); err != nil {
 		t.Fatal(err)
 	}
 	st, err := os.Stat(padded)
@@ -169,8 +169,8 @@ func fillWith(path string, off, n int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// linkOrCopyNew copies, so that the copy may be changed.
-func linkOrCopyNew(from, to string) error {
+// copyFile copies, so that the copy may be changed.
+func copyFile(from, to string) error {
 	return exec.Command("cp", "--sparse=always", from, to).Run()
 }
 

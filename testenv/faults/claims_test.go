@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -146,10 +145,7 @@ func TestMachineThatRestartsByItselfDuringTheWrite(t *testing.T) {
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
-	half := make(chan struct{})
-	var once sync.Once
-	m.Deploy(serveImage(t, good, stallHalfWay(good, &once, half)), sum(good))
-	<-half
+	halfWritten(t, m, good)
 	if err := m.SetNextBoot(t.Context(), fakebmc.Override{Device: fakebmc.PXE}); err != nil {
 		t.Fatal(err)
 	}

@@ -104,10 +104,7 @@ func TestAgentDiesDuringTheWrite(t *testing.T) {
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
-	half := make(chan struct{})
-	var once sync.Once
-	m.Deploy(serveImage(t, good, stallHalfWay(good, &once, half)), sum(good))
-	<-half
+	halfWritten(t, m, good)
 	m.Die()
 	n := r.Await(m, "deploy failed")
 	for _, want := range []string{"agent lost", "write_image", "retry"} {
@@ -120,6 +117,16 @@ func TestAgentDiesDuringTheWrite(t *testing.T) {
 	}
 	m.Deploy(serveImage(t, good, nil), sum(good))
 	r.Await(m, "active")
+}
+
+// halfWritten starts a deploy of an image and returns when half of it was sent;
+// the rest never comes.
+func halfWritten(t *testing.T, m *sim.Machine, content []byte) {
+	t.Helper()
+	half := make(chan struct{})
+	var once sync.Once
+	m.Deploy(serveImage(t, content, stallHalfWay(content, &once, half)), sum(content))
+	<-half
 }
 
 // stallHalfWay serves half of the image, says so, and then nothing until the
@@ -146,10 +153,7 @@ func TestPowerCutDuringTheWrite(t *testing.T) {
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
-	half := make(chan struct{})
-	var once sync.Once
-	m.Deploy(serveImage(t, good, stallHalfWay(good, &once, half)), sum(good))
-	<-half
+	halfWritten(t, m, good)
 	if err := m.ForceOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -324,10 +328,7 @@ func TestAbortLeavesASafeMachine(t *testing.T) {
 	r := rack(t)
 	m := r.Ready("node-a", "52:54:00:aa:00:01")
 	good := image(t)
-	half := make(chan struct{})
-	var once sync.Once
-	m.Deploy(serveImage(t, good, stallHalfWay(good, &once, half)), sum(good))
-	<-half
+	halfWritten(t, m, good)
 	r.Until("wait call-back", func() bool { return m.Node().ProvisionState == "wait call-back" })
 	r.Must("PUT", "/v1/nodes/"+m.UUID+"/states/provision", map[string]any{"target": "abort"}, nil)
 	r.Await(m, "deploy failed")
